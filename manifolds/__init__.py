@@ -1,0 +1,1 @@
+"""Riemannian geometry of quotient manifolds on torch tensors."""

@@ -1,0 +1,123 @@
+"""Parameters + symmetry + metric -> a Riemannian manifold over dicts of tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from manifolds import Elementwise, FactorPair, Product
+from manifolds.flat import Flat
+from manifolds.frame import METRICS
+from symgeo.chart import Chart
+from symgeo.functional import Params
+from symgeo.pairs import PairLayout
+from symgeo.symmetry import Symmetry
+
+RESTS = {"adaptive": Elementwise, "euclidean": Flat}
+
+
+class ParameterManifold:
+    r"""The parameters of a model modulo the GL, rotary and LoRA groups of a symmetry.
+
+    Every pair of factors ``(G, H) ~ (G A^-1, H A^H)`` carries ``metric`` ("inv" or "mix", see
+    :class:`manifolds.FactorPair`), every other parameter ``rest``: "adaptive" is ``sum_i u_i v_i / w_i^2``,
+    "euclidean" is ``sum_i u_i v_i``.  The inner product is the sum over all of them,
+
+        <u, v> = sum_pairs <u_p, v_p>_metric + sum_i u_i v_i / w_i^2,
+
+    (Hide & Seek, arXiv 2505.05409, section 4).  All pairs of one shape are one batch.  Without a symmetry
+    nothing is quotiented.  ``eps`` relaxes the pair metrics covariantly.
+
+    The tangent space is the horizontal space: what is orthogonal to the group orbits.  Parameters that are
+    exactly zero have no adaptive metric: they are left out (their tangent entries are 0).
+
+    Methods take any ``Params`` of the same names and shapes.  Raises ``ValueError`` (``SymmetryError`` for the
+    declaration) that names the parameter, what was needed and what was found.
+
+    >>> from symgeo.groups import GeneralLinear
+    >>> lora = Symmetry({"B": "_ r", "A": "r* _"}, {"r": GeneralLinear()})
+    >>> params = {"B": torch.ones(3, 1), "A": torch.full((1, 4), 2.0)}
+    >>> manifold = ParameterManifold(params, lora)
+    >>> float(manifold.inner(params, params, params))  # horizontal or not: |B|^2/|B|^2 + |A|^2/|A|^2
+    2.0
+    """
+
+    def __init__(self, params: Params, symmetry: Symmetry | None = None, metric: str = "inv",
+                 rest: str = "adaptive", eps: float = 0.0):
+        if metric not in METRICS:
+            raise ValueError(f"ParameterManifold: metric must be one of {', '.join(METRICS)}; got {metric!r}")
+        if rest not in RESTS:
+            raise ValueError(f"ParameterManifold: rest must be one of {', '.join(RESTS)}; got {rest!r}")
+        _check_floating(params)
+        self.symmetry, self.metric, self.rest, self.eps = symmetry, metric, rest, eps
+        self.layout = PairLayout(params, symmetry.bind(params) if symmetry else None)
+        self.pairs = {name: FactorPair(rows, metric, eps) for name, rows in self.layout.rows.items()}
+        self.product = Product({"rest": RESTS[rest](), **self.pairs})
+
+    def pack(self, params: Mapping[str, Tensor], what: str = "params") -> dict[str, Tensor]:
+        """A dict of parameters (or a tangent vector) as one flat vector and batches of stacked pairs."""
+        for name, shape in self.layout.shapes.items():
+            if name not in params:
+                raise ValueError(f"{what}: parameter {name!r} of shape {shape} is missing")
+            if tuple(params[name].shape) != shape:
+                raise ValueError(f"{what}: {name!r} must have shape {shape}; got {tuple(params[name].shape)}")
+        unknown = [name for name in params if name not in self.layout.shapes]
+        if unknown:
+            raise ValueError(f"{what}: {unknown[0]!r} is not a parameter of this manifold")
+        return self.layout.pack(params)
+
+    def unpack(self, packed: Mapping[str, Tensor]) -> Params:
+        """The inverse of :meth:`pack`."""
+        return self.layout.unpack(packed)
+
+    def inner(self, params: Params, u: Params, v: Params) -> Tensor:
+        """``<u, v>`` at ``params``, a scalar."""
+        return self.product.inner(self.pack(params), self.pack(u, "u"), self.pack(v, "v"))
+
+    def norm(self, params: Params, u: Params) -> Tensor:
+        """``sqrt(<u, u>)``, a scalar."""
+        return self.inner(params, u, u).clamp_min(0).sqrt()
+
+    def horizontal(self, params: Params, u: Params) -> Params:
+        """The metric-orthogonal projection of ``u`` onto the horizontal space."""
+        return self.unpack(self.product.proju(self.pack(params), self.pack(u, "u")))
+
+    def rgrad(self, params: Params, egrad: Params) -> Params:
+        """The horizontal Riemannian gradient: ``<rgrad, u> = sum egrad u`` for every horizontal ``u``."""
+        return self.unpack(self.product.egrad2rgrad(self.pack(params), self.pack(egrad, "egrad")))
+
+    def christoffel(self, params: Params, u: Params) -> Params:
+        """Gamma(u, u), with ``c'' = -Gamma(c', c')`` along geodesics."""
+        return self.unpack(self.product.christoffel(self.pack(params), self.pack(u, "u")))
+
+    def geodesic(self, params: Params, u: Params, method: str = "exact") -> Callable[[float | Tensor], Params]:
+        """The curve ``t -> Params`` from ``params`` with velocity ``u``: "exact", "taylor2" or "linear".
+
+        Raises ``ValueError`` from the curve where a mix geodesic leaves the domain of its metric.
+        """
+        curve = self.product.geodesic(self.pack(params), self.pack(u, "u"), method)
+        return lambda t: self.unpack(curve(t))
+
+    def random_tangent(self, params: Params, generator: torch.Generator | None = None) -> Params:
+        """A horizontal vector, standard normal in metric-orthonormal coordinates."""
+        chart = self.chart(params)
+        return chart.tangent(chart.random(generator))
+
+    def chart(self, params: Params) -> Chart:
+        """Metric-orthonormal coordinates at ``params``, in the balanced gauge: for search and for Hessians."""
+        packed = {name: tensor.detach() for name, tensor in self.pack(params).items()}
+        frames = {name: pair.frame(packed[name]) for name, pair in self.pairs.items()}
+        return Chart(self.layout, packed["rest"], self.rest == "adaptive", frames)
+
+
+def _check_floating(params: Mapping[str, Tensor]) -> None:
+    if not params:
+        raise ValueError("params: needed at least one parameter; the dict is empty")
+    for name, tensor in params.items():
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise ValueError(f"params: {name!r} must be a floating-point tensor; got {kind}")
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"params: {name!r} has entries that are not finite")

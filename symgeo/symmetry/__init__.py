@@ -1,0 +1,26 @@
+"""The declaration language: patterns, sizes, actions and their check."""
+
+from symgeo.symmetry.action import Action
+from symgeo.symmetry.blocks import Block
+from symgeo.symmetry.check import CheckReport, GroupReport, check
+from symgeo.symmetry.dimension import vertical_dimension
+from symgeo.symmetry.element import Element
+from symgeo.symmetry.layout import Dim, assemble, split
+from symgeo.symmetry.pattern import Pattern, parse
+from symgeo.symmetry.spec import Symmetry
+
+__all__ = [
+    "Action",
+    "Block",
+    "CheckReport",
+    "Dim",
+    "Element",
+    "GroupReport",
+    "Pattern",
+    "Symmetry",
+    "assemble",
+    "check",
+    "parse",
+    "split",
+    "vertical_dimension",
+]

@@ -1,0 +1,272 @@
+"""A symmetry bound to the shapes of actual parameters: its elements, and what they do."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from symgeo.errors import SymmetryError
+from symgeo.groups import Group, Permutation
+from symgeo.groups.sampling import normal
+from symgeo.symmetry.bind import bind_layouts
+from symgeo.symmetry.blocks import Block, chains, find_blocks, inner_first, relabel
+from symgeo.symmetry.element import Element
+from symgeo.symmetry.expand import Declaration
+from symgeo.symmetry.layout import assemble, split
+from symgeo.symmetry.normaliser import check_normalised
+from symgeo.symmetry.shifts import Translation, bind_shift
+
+Params = Mapping[str, Tensor]
+
+
+class Action:
+    """What `Symmetry.bind` returns.
+
+    Attributes
+    ----------
+    shapes: the shape of every parameter
+    sizes: the size of every named factor
+    groups: the group of every name that moves something; a glob's matches have their own names, `e[layers.3]`
+    copies: the shape of the copies of each group, () for a single element
+    declared: the name that the user wrote for each name here, `e[layers.*]`
+    layouts: for each declared parameter how it splits into blocks
+    shifts: the translations
+    device, dtype: where and how elements are drawn
+    """
+
+    def __init__(self, declaration: Declaration, params: Params) -> None:
+        self.shapes: dict[str, tuple[int, ...]] = {name: tuple(x.shape) for name, x in params.items()}
+        self.sizes, self.layouts = bind_layouts(
+            declaration.tensors, self.shapes, declaration.groups, declaration.sizes
+        )
+        self.declared = declaration.declared
+        chain_of = chains(declaration.groups)
+        blocks = find_blocks(self.layouts, declaration.groups, chain_of)
+        self.groups: dict[str, Group] = {
+            name: group
+            for name, group in declaration.groups.items()
+            if not any(block.parameter in declaration.frozen for block in blocks[name])
+        }
+        self._chains = {name: chain_of[name] for name in self.groups}
+        self._blocks = {name: blocks[name] for name in self.groups}
+        self.copies = {name: tuple(self.sizes[per] for per in chain) for name, chain in self._chains.items()}
+        self.shifts: dict[str, Translation] = {
+            name: bind_shift(name, patterns, self.shapes, self.layouts, self.sizes)
+            for name, patterns in declaration.shifts.items()
+            if not patterns.keys() & declaration.frozen
+        }
+        for name, shift in self.shifts.items():
+            check_normalised(name, shift, self.layouts, self.groups, self._blocks)
+        self._schedule = inner_first(self._blocks, self._chains)
+        first = next(iter(params.values()), torch.empty(0))
+        self.device = first.device
+        self.dtype = torch.float32 if first.device.type == "mps" else torch.float64
+
+    def blocks(self, name: str) -> list[Block]:
+        """The blocks that carry a group, in the order of the parameters; one entry for each factor."""
+        if name not in self._blocks:
+            raise SymmetryError(
+                f"no group {name!r} acts here; the groups are {', '.join(self.groups) or 'none'}"
+            )
+        return list(self._blocks[name])
+
+    def split(self, params: Params) -> dict[str, list[Tensor]]:
+        """The blocks (views) of every declared parameter."""
+        self._check_shapes(params)
+        return {name: split(layout, params[name]) for name, layout in self.layouts.items()}
+
+    def assemble(self, blocks: Mapping[str, Sequence[Tensor]]) -> dict[str, Tensor]:
+        """The inverse of `split`."""
+        return {name: assemble(self.layouts[name], parts) for name, parts in blocks.items()}
+
+    def stack(self, name: str, params: Params) -> tuple[Tensor, Tensor]:
+        """All blocks that carry a group as rows: plain (*copies, m, n) and dual (*copies, k, n).
+
+        The group maps the plain rows y to A y and the dual rows to A^-T y.
+        """
+        sides: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for block in self.blocks(name):
+            view = split(self.layouts[block.parameter], params[block.parameter])[block.index]
+            sides[block.dual].append(block.rows(view))
+        n = self.sizes[name]
+        empty = torch.empty(*self.copies[name], 0, n, dtype=self.dtype, device=self.device)
+        plain, dual = (torch.cat(rows, dim=-2) if rows else empty for rows in sides)
+        return plain, dual
+
+    def identity(self) -> Element:
+        """The identity."""
+        tensors = {
+            name: group.identity(self.sizes[name], self.copies[name], self.dtype, self.device)
+            for name, group in self.groups.items()
+        }
+        return Element(tensors | {name: self._zeros(shift) for name, shift in self.shifts.items()})
+
+    def random(
+        self, generator: torch.Generator | None = None, only: Collection[str] | None = None
+    ) -> Element:
+        """A random element, far from the identity, drawn in float64 whatever the dtype of the parameters.
+
+        With `only`, the parts of these names; the others are left out and stand for the identity.
+        """
+        tensors = {
+            name: group.random(self.sizes[name], self.copies[name], generator, self.dtype, self.device)
+            for name, group in self.groups.items()
+            if only is None or name in only
+        }
+        return Element(tensors | self._random_shifts(generator, only))
+
+    def random_algebra(self, generator: torch.Generator | None = None) -> Element:
+        """A random algebra element with standard normal coordinates; discrete groups have none."""
+        tensors = {
+            name: group.random_algebra(
+                self.sizes[name], self.copies[name], generator, self.dtype, self.device
+            )
+            for name, group in self.groups.items()
+            if not group.discrete
+        }
+        return Element(tensors | self._random_shifts(generator, None))
+
+    def element(self, tensors: Mapping[str, Tensor]) -> Element:
+        """An element from its tensors; names that are left out stand for the identity.
+
+        Raises SymmetryError for an unknown name, a wrong shape (copies first), or an index tensor that is no
+        permutation.
+        """
+        return Element({name: self._checked(name, x) for name, x in tensors.items()})
+
+    def compose(self, g: Element, h: Element) -> Element:
+        """The element g h, which acts by h first: act(compose(g, h), p) == act(g, act(h, p))."""
+        g, h = self._full(g), self._full(h)
+        back = self.inverse(h)
+        tensors = {
+            name: group.compose(relabel(g[name], back, self._chains[name], self.groups), h[name])
+            for name, group in self.groups.items()
+        }
+        return Element(tensors | {name: g[name] + self._carry(g, name, h[name]) for name in self.shifts})
+
+    def inverse(self, g: Element) -> Element:
+        """The inverse element."""
+        g = self._full(g)
+        linear = Element(
+            {
+                name: relabel(group.inverse(g[name]), g, self._chains[name], self.groups)
+                for name, group in self.groups.items()
+            }
+        )
+        return Element(linear.tensors | {name: -self._carry(linear, name, g[name]) for name in self.shifts})
+
+    def act(self, g: Element, params: Params) -> dict[str, Tensor]:
+        """The parameters moved by g: new tensors, same dtype and device; what g leaves alone is passed on.
+
+        Differentiable, and usable inside torch.func transforms.
+        """
+        self._check_names(g)
+        self._check_shapes(params)
+        out = {name: self._linear(g, name, x) for name, x in params.items()}
+        return self._translate(g, out)
+
+    def vertical(self, xi: Element, params: Params) -> dict[str, Tensor]:
+        """The velocity d/dt act(exp(t xi), params) at t = 0; zero where nothing moves."""
+        self._check_names(xi)
+        self._check_shapes(params)
+        out = {name: self._infinitesimal(xi, name, x) for name, x in params.items()}
+        return self._translate(xi, out)
+
+    def _linear(self, g: Element, parameter: str, x: Tensor) -> Tensor:
+        steps = [(name, block) for name, block in self._schedule.get(parameter, []) if name in g]
+        if not steps:
+            return x
+        blocks = split(self.layouts[parameter], _at_least_single(x))
+        for name, block in steps:
+            rows = block.rows(blocks[block.index])
+            blocks[block.index] = block.restore(self.groups[name].act(g[name], rows, dual=block.dual))
+        return assemble(self.layouts[parameter], blocks).to(x.dtype)
+
+    def _infinitesimal(self, xi: Element, parameter: str, x: Tensor) -> Tensor:
+        steps = [(name, block) for name, block in self._schedule.get(parameter, []) if name in xi]
+        if not steps:
+            return torch.zeros_like(x)
+        blocks = split(self.layouts[parameter], _at_least_single(x))
+        moved = [torch.zeros_like(block) for block in blocks]
+        for name, block in steps:
+            rows = block.rows(blocks[block.index])
+            velocity = self.groups[name].vertical(xi[name], rows, dual=block.dual)
+            moved[block.index] = moved[block.index] + block.restore(velocity)
+        return assemble(self.layouts[parameter], moved).to(x.dtype)
+
+    def _translate(self, g: Element, params: dict[str, Tensor]) -> dict[str, Tensor]:
+        for name, shift in self.shifts.items():
+            if name in g:
+                for parameter, t in shift.expand(g[name]).items():
+                    params[parameter] = params[parameter] + t.to(params[parameter])
+        return params
+
+    def _carry(self, g: Element, shift: str, coordinates: Tensor) -> Tensor:
+        """The coordinates of a translation after the linear part of g."""
+        translation = self.shifts[shift]
+        moved = {name: self._linear(g, name, t) for name, t in translation.expand(coordinates).items()}
+        return translation.extract(moved)
+
+    def _random_shifts(
+        self, generator: torch.Generator | None, only: Collection[str] | None
+    ) -> dict[str, Tensor]:
+        return {
+            name: normal((shift.dimension,), generator, self.dtype, self.device)
+            for name, shift in self.shifts.items()
+            if only is None or name in only
+        }
+
+    def _zeros(self, shift: Translation) -> Tensor:
+        return torch.zeros(shift.dimension, dtype=self.dtype, device=self.device)
+
+    def _full(self, g: Element) -> Element:
+        self._check_names(g)
+        return (
+            g
+            if len(g) == len(self.groups) + len(self.shifts)
+            else Element(self.identity().tensors | g.tensors)
+        )
+
+    def _checked(self, name: str, x: Tensor) -> Tensor:
+        self._check_names({name: x})
+        if name in self.shifts:
+            needed: tuple[int, ...] = (self.shifts[name].dimension,)
+        else:
+            needed = (*self.copies[name], *self.groups[name].element_shape(self.sizes[name]))
+        if tuple(x.shape) != needed:
+            raise SymmetryError(
+                f"element {name!r} needs shape {needed}, copies first; found {tuple(x.shape)}"
+            )
+        if not isinstance(self.groups.get(name), Permutation):
+            return x.to(self.device, self.dtype.to_complex() if x.is_complex() else self.dtype)
+        if not torch.equal(x.sort(-1).values, torch.arange(needed[-1], device=x.device).expand(needed)):
+            raise SymmetryError(
+                f"element {name!r}: {needed} indices that are no permutation of 0..{needed[-1] - 1}"
+            )
+        return x.to(self.device, torch.int64)
+
+    def _check_names(self, g: Mapping[str, Tensor]) -> None:
+        for name in g:
+            if name not in self.groups and name not in self.shifts:
+                known = ", ".join([*self.groups, *self.shifts]) or "none"
+                raise SymmetryError(f"an element has no part {name!r}; its parts are {known}")
+
+    def _check_shapes(self, params: Params) -> None:
+        for name in self._touched():
+            found = tuple(params[name].shape) if name in params else None
+            if found != self.shapes[name]:
+                raise SymmetryError(
+                    f"parameter {name!r}: bound with shape {self.shapes[name]},"
+                    f" found {'no such parameter' if found is None else found}; bind the symmetry again"
+                )
+
+    def _touched(self) -> list[str]:
+        translated = [name for shift in self.shifts.values() for name in shift.layouts]
+        return list(dict.fromkeys([*self.layouts, *translated]))
+
+
+def _at_least_single(x: Tensor) -> Tensor:
+    """Half precision is computed in single and rounded once."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

@@ -15,6 +15,8 @@ from torch import Tensor
 from manifolds.frame import PairFrame, split
 from manifolds.linalg import balance, expm, gram, polar, sylvester
 
+MEM = 12
+STAGES = 8
 _STUCK = 2.0**-12  # a step halved below this makes no progress
 _TURN = 0.5  # largest Frobenius norm of the exponent of one alignment step
 
@@ -23,6 +25,7 @@ class PairManifold(Protocol):
     """What the search needs to know about a manifold of pairs."""
 
     rows: int
+    eps: float
 
     def frame(self, x: Tensor) -> PairFrame:
         """The balanced frame at ``x``."""
@@ -51,64 +54,117 @@ def log_factor_pair(
     """The horizontal ``u`` at ``x`` whose geodesic ends in the orbit of ``y``, for pairs ``(..., n + m, h)``.
 
     Starts at the horizontal part of the aligned chord; then integrates the geodesic, aligns ``y`` to its
-    endpoint over GL(h), and adds the horizontal part of what is missing, with the step halved where the miss
-    would grow.  Stops at a miss of ``tol |u|``.  ``converged`` means a miss below ``1e-9 |u|`` (or rounding);
-    that is the shortest geodesic when ``y`` lies inside the injectivity radius.  Points that no geodesic
-    joins, or without full rank, are returned with ``converged`` False.
+    endpoint over GL(h), and adds the horizontal part of what is missing: accelerated by Anderson's method,
+    and with the step halved where the miss would grow.  Stops at a miss of ``tol |u|``.  ``converged`` means
+    a miss below ``1e-9 |u|`` (or rounding); that is the shortest geodesic when ``y`` lies inside the
+    injectivity radius.  Points that no geodesic joins, or without full rank, come back with ``converged``
+    False.
     """
     x, y = torch.broadcast_tensors(x, y)
     base = manifold.frame(x)
     target = _first_alignment(base, y)
-    z = base.project((target - base.point) * base.root)
-    scale = _norm(base.point * base.root)
-    hit = _hit(manifold, base, z, target, scale)
-    step, iterations = torch.ones_like(scale), 0
-    for iterations in range(1, max_iter + 1):
-        active = (hit.miss > tol * _norm(z) + 1e-15 * scale) & (step > _STUCK)
+    chord = target - base.point
+    hit, iterations = _shoot(manifold, base, base.project(chord * base.root), target, tol, max_iter)
+    if not bool(_close(base, hit, 1e-9).all()):
+        z = torch.zeros_like(hit.z)
+        for stage in range(1, STAGES + 1):
+            last = stage == STAGES
+            z = z * (stage / max(stage - 1, 1)) if stage > 1 else base.project(chord * base.root) / STAGES
+            on_path = target if last else base.point + (stage / STAGES) * chord
+            staged, more = _shoot(manifold, base, z, on_path, tol if last else 1e-3, max_iter)
+            z, iterations = staged.z, iterations + more
+        hit = hit.update(~_close(base, hit, 1e-9) & (staged.miss<hit.miss), staged)
+    converged = _close(base, hit, 1e-9) & ~base.deficient
+    return PairLog(base.tangent(hit.z), converged, hit.miss, iterations)
+
+
+def _close(base: PairFrame, hit: _Hit, tol: float) -> Tensor:
+    return hit.miss <= tol * _norm(hit.z) + 1e-12 * _norm(base.point * base.root)
+
+
+def _shoot(
+    manifold: PairManifold, base: PairFrame, z: Tensor, target: Tensor, tol: float, max_iter: int
+) -> tuple[_Hit, int]:
+    """Shooting from the velocity ``z`` (coordinates at x) at ``target`` (in the gauge of ``base``)."""
+    hit, history = _hit(manifold, base, z, target), _History()
+    step, iterations = torch.ones_like(hit.miss), 0
+    rounding = 1e-15 * _norm(base.point * base.root)
+    while iterations < max_iter:
+        active = (hit.miss > tol * _norm(hit.z) + rounding) & (step > _STUCK)
         if not bool(active.any()):
             break
-        proposal = torch.where(_column(active), z + _column(step) * hit.residual, z)
-        landed = _hit(manifold, base, proposal, hit.target, scale)
+        iterations += 1
+        plain = _column(step) * hit.residual
+        move = torch.where(_column(step == 1.0), history.accelerate(hit.z, hit.residual), plain)
+        landed = _hit(manifold, base, torch.where(_column(active), hit.z + move, hit.z), hit.target)
         better = active & (landed.miss < hit.miss)
-        z = torch.where(_column(better), proposal, z)
         hit = hit.update(better, landed)
         step = torch.where(better, (2 * step).clamp_max(1.0), torch.where(active, 0.5 * step, step))
-    converged = (hit.miss <= 1e-9 * _norm(z) + 1e-12 * scale) & ~base.deficient
-    return PairLog(base.tangent(z), converged, hit.miss, iterations)
+    return hit, iterations
 
 
 class _Hit(NamedTuple):
-    """Where a geodesic ends: the horizontal residual in coordinates at x, the miss, and the aligned target."""
+    """A velocity (in coordinates at x), its horizontal residual, the miss, and the aligned target."""
 
+    z: Tensor
     residual: Tensor
     miss: Tensor
     target: Tensor
 
     def update(self, mask: Tensor, other: _Hit) -> _Hit:
-        residual = torch.where(_column(mask), other.residual, self.residual)
-        target = torch.where(_column(mask), other.target, self.target)
-        return _Hit(residual, torch.where(mask, other.miss, self.miss), target)
+        wide = _column(mask)
+        pick = [torch.where(mask if a.ndim == mask.ndim else wide, b, a) for a, b in zip(self, other)]
+        return _Hit(*pick)
 
 
-def _hit(manifold: PairManifold, base: PairFrame, z: Tensor, target: Tensor, scale: Tensor) -> _Hit:
+def _hit(manifold: PairManifold, base: PairFrame, z: Tensor, target: Tensor) -> _Hit:
     """Integrates the geodesic with coordinates ``z`` and aligns ``target`` (all in the gauge of ``base``)."""
     end = _endpoint(manifold, base, z)
-    lost = ~torch.isfinite(end.abs()).all(-1).all(-1)
+    far = 1e6 * (_norm(base.point) + _norm(target))
+    lost = ~(_norm(end) <= far)
     end = torch.where(_column(lost), base.point, end)
     at_end = manifold.frame(end)
     aligned = align(at_end, _to_gauge(at_end, target), 6)
     miss = _norm((aligned - at_end.point) * at_end.root)
     target = at_end.restore(aligned)
     residual = base.project((target - end) * base.root)
-    return _Hit(residual, torch.where(lost, torch.inf, miss), target)
+    return _Hit(z, residual, torch.where(lost | at_end.deficient, torch.inf, miss), target)
 
 
 def _endpoint(manifold: PairManifold, base: PairFrame, z: Tensor) -> Tensor:
     """The end of the geodesic, NaN where it leaves the domain."""
+    if not manifold.eps:
+        return base.curve(z, 1.0, "exact")
     try:
         return manifold.geodesic(base.point, z / base.root)(1.0)
     except ValueError:
         return torch.full_like(base.point, torch.nan)
+
+
+class _History:
+    """Anderson acceleration: the step that cancels the residual in the span of the last differences."""
+
+    def __init__(self, memory: int = MEM) -> None:
+        self.memory = memory
+        self.points: list[Tensor] = []
+        self.residuals: list[Tensor] = []
+
+    def accelerate(self, z: Tensor, residual: Tensor) -> Tensor:
+        """``r - (dZ + dR) c`` with ``c = argmin |r - dR c|`` over the differences to earlier iterates."""
+        self.points, self.residuals = self.points[-self.memory :], self.residuals[-self.memory :]
+        move = residual
+        if self.points:
+            d_z = torch.stack([(p - z).flatten(-2) for p in self.points], dim=-1)  # (..., n h, k)
+            d_r = torch.stack([(r - residual).flatten(-2) for r in self.residuals], dim=-1)
+            size = torch.linalg.vector_norm(d_r, dim=-2, keepdim=True)
+            ok = size > 0
+            d_z, d_r = (torch.where(ok, d / torch.where(ok, size, 1.0), 0.0) for d in (d_z, d_r))
+            normal = gram(d_r) + 1e-10*torch.eye(d_r.shape[-1],dtype=d_r.dtype)
+            c = torch.linalg.solve(normal, d_r.mH @ residual.flatten(-2).unsqueeze(-1))
+            move = residual - ((d_z + d_r) @ c).squeeze(-1).unflatten(-1, z.shape[-2:])
+        self.points.append(z)
+        self.residuals.append(residual)
+        return move
 
 
 def align(frame: PairFrame, y: Tensor, iterations: int = 30) -> Tensor:

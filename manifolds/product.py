@@ -108,19 +108,18 @@ class Product(QuotientManifold):
         out = {name: method(factor, *(p[name] for p in parts)) for name, factor in self.factors.items()}
         return out if isinstance(points[0], Mapping) else self.pack_point(out)
 
-    def _sum(self, method: Callable[..., Tensor], *points: Any, keepdim: bool = False) -> Tensor:
-        """The sum of ``method(manifold, *parts)`` over factors and over the dimensions that are not batch."""
+    def _terms(self, method: Callable[..., Tensor], *points: Any) -> Tensor:
+        """``method(manifold, *parts)`` of every factor, ``(..., terms)``: all dimensions that are not batch."""
         parts = self._split(*points)
         lead = 0 if isinstance(points[0], Mapping) else points[0].ndim - 1
         terms = [method(factor, *(p[name] for p in parts)) for name, factor in self.factors.items()]
-        total = torch.stack([t.reshape(*t.shape[:lead], -1).sum(-1) for t in terms]).sum(0)
-        return total.unsqueeze(-1) if keepdim else total
+        return torch.cat([t.reshape(*t.shape[:lead], -1) for t in terms], dim=-1)
 
     # ---- the manifold, factor by factor
 
     def inner(self, x: Any, u: Any, v: Any = None, *, keepdim: bool = False) -> Tensor:
         """``sum_k <u_k, v_k>``."""
-        return self._sum(lambda m, *a: m.inner(*a), x, u, u if v is None else v, keepdim=keepdim)
+        return self._terms(lambda m, *a: m.inner(*a), x, u, u if v is None else v).sum(-1, keepdim=keepdim)
 
     def component_inner(self, x: Point, u: Point, v: Point | None = None) -> Point:
         """The inner product of each factor, repeated over its entries: adaptive optimizers see them apart."""
@@ -161,7 +160,7 @@ class Product(QuotientManifold):
 
     def dist(self, x: Any, y: Any, *, keepdim: bool = False) -> Tensor:
         """``(sum_k dist_k^2)^{1/2}``."""
-        return torch.sqrt(self._sum(lambda m, *a: m.dist(*a) ** 2, x, y, keepdim=keepdim))
+        return torch.linalg.vector_norm(self._terms(lambda m, *a: m.dist(*a), x, y), dim=-1, keepdim=keepdim)
 
     def transp(self, x: Point, y: Point, v: Point) -> Point:
         """The factors' transports."""

@@ -111,7 +111,7 @@ def adaptive(beta0: Array, x: Array, y: Array, rho: float, starts: int = 8, seed
         return loss(beta, x, y), np.concatenate([slope * (1 + c), slope * (1 + a)], axis=-1)
 
     radius = float(rho)
-    return _maximise(rise, lambda g, z: _to_sphere(g, radius), _starts(2 * len(beta0), radius, starts, seed))
+    return _maximise(rise, lambda g: _to_sphere(g, radius), _starts(2 * len(beta0), radius, starts, seed))
 
 
 def inv(beta0: Array, x: Array, y: Array, rho: float, starts: int = 8, seed: int = 0) -> float:
@@ -122,7 +122,7 @@ def inv(beta0: Array, x: Array, y: Array, rho: float, starts: int = 8, seed: int
         return loss(beta, x, y), 2 * beta * gradient(beta, x, y)
 
     radius = float(rho / np.sqrt(2))
-    return _maximise(rise, lambda g, b: _to_sphere(g, radius), _starts(len(beta0), radius, starts, seed))
+    return _maximise(rise, lambda g: _to_sphere(g, radius), _starts(len(beta0), radius, starts, seed))
 
 
 def mix(beta0: Array, x: Array, y: Array, rho: float, starts: int = 8, seed: int = 0) -> float:
@@ -133,10 +133,10 @@ def mix(beta0: Array, x: Array, y: Array, rho: float, starts: int = 8, seed: int
 
     radius = float(np.sqrt(2) * rho)
 
-    def farthest(g: Array, d: Array) -> Array:
+    def farthest(g: Array) -> Array:
         return _to_orthant(g, beta0, radius)
 
-    return _maximise(rise, farthest, _to_orthant(_starts(len(beta0), radius, starts, seed), beta0, radius))
+    return _maximise(rise, farthest, farthest(_starts(len(beta0), radius, starts, seed)))
 
 
 def _starts(size: int, radius: float, starts: int, seed: int) -> Array:
@@ -165,7 +165,7 @@ def _to_orthant(direction: Array, beta0: Array, radius: float) -> Array:
 
 def _maximise(
     rise: Callable[[Array], tuple[Array, Array]],
-    farthest: Callable[[Array, Array], Array],
+    farthest: Callable[[Array], Array],
     points: Array,
     iterations: int = 2000,
 ) -> float:
@@ -178,7 +178,7 @@ def _maximise(
     height, slope = rise(points)
     shift = np.zeros((len(points), 1))
     for _ in range(iterations):
-        proposal = farthest(slope + shift * points, points)
+        proposal = farthest(slope + shift * points)
         new_height, new_slope = rise(proposal)
         better = (new_height > height)[:, None]
         scale = np.linalg.norm(slope, axis=-1, keepdims=True) / np.linalg.norm(points, axis=-1, keepdims=True)

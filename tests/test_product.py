@@ -50,6 +50,12 @@ def test_factors_add_up():
     close(m.norm(x, u), torch.stack(parts).sum().sqrt(), 1e-15)
 
 
+def test_distance_is_differentiable_where_points_meet():
+    m, x = product(), {k: p.requires_grad_() for k, p in point(0).items()}
+    m.dist(x, {k: p.detach() for k, p in x.items()}).backward()
+    assert all(bool(torch.isfinite(p.grad).all()) for p in x.values())
+
+
 def test_packing_round_trip_with_a_batch():
     m, x = product(), point(0, 4, 2)
     packed = m.pack_point(x)
@@ -84,5 +90,3 @@ def test_errors_name_the_factor():
         Product({})
     with pytest.raises(ValueError, match="shapes lacks gain"):
         Product({"gain": Elementwise()}, {})
-    with pytest.raises(ValueError, match="shapes"):
-        m.inner(x, m.pack_point(x)[:-1])

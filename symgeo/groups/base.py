@@ -90,8 +90,8 @@ class Group(ABC):
     def act(self, g: Tensor, x: Tensor, axis: int = -1, dual: bool = False) -> Tensor:
         """Act with g on one axis of x.
 
-        g: (*batch, *element_shape(n)). x: its axis `axis` has length n, its other axes begin with `batch`, and
-        the remaining ones are acted on alike. With `dual`, acts by the inverse transpose. Keeps x's dtype.
+        g: (*batch, *element_shape(n)). x: its axis `axis` has length n, its other axes begin with `batch`,
+        the others are acted on alike. With `dual`, acts by the inverse transpose. The dtype of x is kept.
 
         >>> from symgeo.groups import Permutation
         >>> Permutation().act(torch.tensor([2, 0, 1]), torch.tensor([10, 20, 30]))

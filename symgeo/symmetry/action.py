@@ -12,7 +12,7 @@ from symgeo.groups import Group, Permutation
 from symgeo.groups.sampling import normal
 from symgeo.symmetry.bind import bind_layouts
 from symgeo.symmetry.blocks import Block, chains, find_blocks, inner_first, relabel
-from symgeo.symmetry.element import Element
+from symgeo.symmetry.element import Element, checked
 from symgeo.symmetry.expand import Declaration
 from symgeo.symmetry.layout import assemble, split
 from symgeo.symmetry.normaliser import check_normalised
@@ -67,9 +67,8 @@ class Action:
     def blocks(self, name: str) -> list[Block]:
         """The blocks that carry a group, in the order of the parameters; one entry for each factor."""
         if name not in self._blocks:
-            raise SymmetryError(
-                f"no group {name!r} acts here; the groups are {', '.join(self.groups) or 'none'}"
-            )
+            known = ", ".join(self.groups) or "none"
+            raise SymmetryError(f"no group {name!r} acts here; the groups are {known}")
         return list(self._blocks[name])
 
     def split(self, params: Params) -> dict[str, list[Tensor]]:
@@ -101,7 +100,8 @@ class Action:
             name: group.identity(self.sizes[name], self.copies[name], self.dtype, self.device)
             for name, group in self.groups.items()
         }
-        return Element(tensors | {name: self._zeros(shift) for name, shift in self.shifts.items()})
+        zeros = torch.zeros((), dtype=self.dtype, device=self.device)
+        return Element(tensors | {name: zeros.repeat(x.dimension) for name, x in self.shifts.items()})
 
     def random(
         self, generator: torch.Generator | None = None, only: Collection[str] | None = None
@@ -120,13 +120,11 @@ class Action:
     def random_algebra(self, generator: torch.Generator | None = None) -> Element:
         """A random algebra element with standard normal coordinates; discrete groups have none."""
         tensors = {
-            name: group.random_algebra(
-                self.sizes[name], self.copies[name], generator, self.dtype, self.device
-            )
-            for name, group in self.groups.items()
-            if not group.discrete
+            name: x.random_algebra(self.sizes[name], self.copies[name], generator, self.dtype, self.device)
+            for name, x in self.groups.items()
+            if not x.discrete
         }
-        return Element(tensors | self._random_shifts(generator, None))
+        return Element(tensors | self._random_shifts(generator))
 
     def element(self, tensors: Mapping[str, Tensor]) -> Element:
         """An element from its tensors; names that are left out stand for the identity.
@@ -134,7 +132,8 @@ class Action:
         Raises SymmetryError for an unknown name, a wrong shape (copies first), or an index tensor that is no
         permutation.
         """
-        return Element({name: self._checked(name, x) for name, x in tensors.items()})
+        self._check_names(tensors)
+        return Element({name: self._part(name, x) for name, x in tensors.items()})
 
     def compose(self, g: Element, h: Element) -> Element:
         """The element g h, which acts by h first: act(compose(g, h), p) == act(g, act(h, p))."""
@@ -210,7 +209,7 @@ class Action:
         return translation.extract(moved)
 
     def _random_shifts(
-        self, generator: torch.Generator | None, only: Collection[str] | None
+        self, generator: torch.Generator | None, only: Collection[str] | None = None
     ) -> dict[str, Tensor]:
         return {
             name: normal((shift.dimension,), generator, self.dtype, self.device)
@@ -218,34 +217,18 @@ class Action:
             if only is None or name in only
         }
 
-    def _zeros(self, shift: Translation) -> Tensor:
-        return torch.zeros(shift.dimension, dtype=self.dtype, device=self.device)
-
     def _full(self, g: Element) -> Element:
         self._check_names(g)
-        return (
-            g
-            if len(g) == len(self.groups) + len(self.shifts)
-            else Element(self.identity().tensors | g.tensors)
-        )
+        complete = len(g) == len(self.groups) + len(self.shifts)
+        return g if complete else Element(self.identity().tensors | g.tensors)
 
-    def _checked(self, name: str, x: Tensor) -> Tensor:
-        self._check_names({name: x})
+    def _part(self, name: str, x: Tensor) -> Tensor:
         if name in self.shifts:
-            needed: tuple[int, ...] = (self.shifts[name].dimension,)
-        else:
-            needed = (*self.copies[name], *self.groups[name].element_shape(self.sizes[name]))
-        if tuple(x.shape) != needed:
-            raise SymmetryError(
-                f"element {name!r} needs shape {needed}, copies first; found {tuple(x.shape)}"
-            )
-        if not isinstance(self.groups.get(name), Permutation):
-            return x.to(self.device, self.dtype.to_complex() if x.is_complex() else self.dtype)
-        if not torch.equal(x.sort(-1).values, torch.arange(needed[-1], device=x.device).expand(needed)):
-            raise SymmetryError(
-                f"element {name!r}: {needed} indices that are no permutation of 0..{needed[-1] - 1}"
-            )
-        return x.to(self.device, torch.int64)
+            return checked(name, x, (self.shifts[name].dimension,), self.dtype).to(self.device)
+        group = self.groups[name]
+        needed = (*self.copies[name], *group.element_shape(self.sizes[name]))
+        dtype = None if isinstance(group, Permutation) else self.dtype
+        return checked(name, x, needed, dtype).to(self.device)
 
     def _check_names(self, g: Mapping[str, Tensor]) -> None:
         for name in g:
@@ -254,17 +237,14 @@ class Action:
                 raise SymmetryError(f"an element has no part {name!r}; its parts are {known}")
 
     def _check_shapes(self, params: Params) -> None:
-        for name in self._touched():
+        translated = [name for shift in self.shifts.values() for name in shift.layouts]
+        for name in dict.fromkeys([*self.layouts, *translated]):
             found = tuple(params[name].shape) if name in params else None
             if found != self.shapes[name]:
                 raise SymmetryError(
                     f"parameter {name!r}: bound with shape {self.shapes[name]},"
                     f" found {'no such parameter' if found is None else found}; bind the symmetry again"
                 )
-
-    def _touched(self) -> list[str]:
-        translated = [name for shift in self.shifts.values() for name in shift.layouts]
-        return list(dict.fromkeys([*self.layouts, *translated]))
 
 
 def _at_least_single(x: Tensor) -> Tensor:

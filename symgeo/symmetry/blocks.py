@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
@@ -113,8 +113,8 @@ def _locate(per: str, dim: Dim, dims: tuple[Dim, ...], parameter: str) -> int:
     block = f"({' '.join(map(str, dims))})"
     problem = "does not have" if not places else "has more than once, so that the copies are ambiguous"
     raise SymmetryError(
-        f"parameter {parameter!r}: the block {block} carries {dim.name!r}, which is per {per!r}, a factor that"
-        f" the block {problem}; put {per!r} beside {dim.name!r} in the pattern, or drop per={per!r}"
+        f"parameter {parameter!r}: the block {block} carries {dim.name!r}, which is per {per!r}, a factor"
+        f" that the block {problem}; put {per!r} beside {dim.name!r} in the pattern, or drop per={per!r}"
     )
 
 

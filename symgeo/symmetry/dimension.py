@@ -26,8 +26,8 @@ def vertical_dimension(action: Action, params: Params) -> int:
 
     Generators (groups and shifts) that share no block are independent, so that each connected component is
     counted by itself: a single generator by a formula in the ranks of its blocks; a component of moderate
-    size (algebra dimension up to 3000) by the Gram matrix of all its vertical vectors; a larger one as the sum
-    over its generators, which is exact when these are independent and an upper bound otherwise.
+    size (algebra dimension up to 3000) by the Gram matrix of all its vertical vectors; a larger one as the
+    sum over its generators, which is exact when these are independent and an upper bound otherwise.
 
     >>> from symgeo.symmetry import Symmetry
     >>> from symgeo.groups import GeneralLinear

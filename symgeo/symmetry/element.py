@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+
+from symgeo.errors import SymmetryError
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -15,7 +18,6 @@ class Element(Mapping[str, Tensor]):
     A group with copies has its `per` dimensions first: GeneralLinear(per="H") holds (H, n, n). A shift holds
     one flat vector. Algebra elements are the same mapping with tangents in place of elements.
 
-    >>> import torch
     >>> Element({"e": torch.eye(2)})
     Element(e: (2, 2))
     """
@@ -33,3 +35,14 @@ class Element(Mapping[str, Tensor]):
 
     def __repr__(self) -> str:
         return f"Element({', '.join(f'{name}: {tuple(x.shape)}' for name, x in self.tensors.items())})"
+
+
+def checked(name: str, x: Tensor, needed: tuple[int, ...], dtype: torch.dtype | None) -> Tensor:
+    """One part of an element in the given real precision; dtype None asks for permutations."""
+    if tuple(x.shape) != needed:
+        raise SymmetryError(f"element {name!r} needs shape {needed}, copies first; found {tuple(x.shape)}")
+    if dtype is not None:
+        return x.to(dtype.to_complex() if x.is_complex() else dtype)
+    if not torch.equal(x.sort(-1).values, torch.arange(needed[-1], device=x.device).expand(needed)):
+        raise SymmetryError(f"element {name!r} needs permutations of 0..{needed[-1] - 1} along its last axis")
+    return x.long()

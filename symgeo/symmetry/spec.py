@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from torch import Tensor
@@ -25,13 +25,13 @@ class Symmetry:
 
     Parameters
     ----------
-    tensors: parameter name -> pattern, one entry for each axis. `h` is a factor on which group h acts, `h*` one
-        on which it acts by the inverse transpose, `_` one that is left alone; `(H e)` is an axis unflattened,
-        `(a + b)` an axis cut into slices.
+    tensors: parameter name -> pattern, one entry for each axis. `h` is a factor on which group h acts, `h*`
+        one on which it acts by the inverse transpose, `_` one that is left alone; `(H e)` is an axis
+        unflattened, `(a + b)` an axis cut into slices.
     groups: factor name -> group. The same name is the same element in every tensor. A name without a group is
         a factor on which nothing acts.
     sizes: sizes of factors that the shapes leave open, such as the number of heads.
-    shifts: shift name -> {parameter: pattern}: translations; `1` is constant along an axis, `_` free, `0` zero.
+    shifts: shift name -> {parameter: pattern}: translations; `1` constant along an axis, `_` free, `0` zero.
     frozen: parameters that nothing may move; every group or shift that would move one becomes the identity.
     scopes: set by `each`.
 
@@ -119,7 +119,7 @@ class Symmetry:
             return name if name in kept else with_scope(name, glob)
 
         def moved(group: Group) -> Group:
-            return type(group)(**{**vars(group), "per": None if group.per is None else scoped(group.per)})
+            return replace(group, per=None if group.per is None else scoped(group.per))
 
         keys = {*self.tensors, *(key for targets in self.shifts.values() for key in targets)}
         return Symmetry(

@@ -1,0 +1,65 @@
+"""What the figures share: arguments, style, and writing NAME.png beside NAME.json."""
+
+import argparse
+import json
+import platform
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import scipy
+import torch
+from matplotlib.figure import Figure
+
+Draw = Callable[[str, int], tuple[Figure, dict[str, Any]]]
+
+STYLE: dict[str, Any] = {
+    "figure.dpi": 150,
+    "figure.constrained_layout.use": True,
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+    "image.cmap": "viridis",
+}
+
+
+def main(name: str, draw: Draw, description: str, arguments: Sequence[str] | None = None) -> Path:
+    """Parse the command line, draw, write the picture and its numbers, and return the picture's path.
+
+    ``draw(size, seed)`` returns the figure and the numbers it shows; "small" has to take seconds.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--size", choices=("small", "full"), default="full", help="small takes seconds")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out", help="folder of the results")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    with plt.rc_context(STYLE):
+        figure, numbers = draw(options.size, options.seed)
+        options.out.mkdir(parents=True, exist_ok=True)
+        picture: Path = options.out / f"{name}.png"
+        figure.savefig(picture)
+        plt.close(figure)
+    record = {"figure": name, "size": options.size, "seed": options.seed, "versions": versions()} | numbers
+    picture.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
+    print(f"{picture}\n{picture.with_suffix('.json')}")
+    return picture
+
+
+def versions() -> dict[str, str]:
+    """Versions of everything that a number could depend on."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "scipy": scipy.__version__,
+        "matplotlib": matplotlib.__version__,
+    }

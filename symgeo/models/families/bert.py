@@ -1,0 +1,16 @@
+"""BERT (transformers)."""
+
+from symgeo.models.family import AttentionNames, Family, MLPNames
+
+FAMILY = Family(
+    name="BERT",
+    layer="transformers.models.bert.modeling_bert.BertLayer",
+    attention=AttentionNames(
+        query="attention.self.query", key="attention.self.key", value="attention.self.value",
+        output="attention.output.dense", heads="attention.self.num_attention_heads",
+    ),
+    mlp=MLPNames(up="intermediate.dense", down="output.dense", activation="intermediate.intermediate_act_fn"),
+    attention_norm="attention.output.LayerNorm",
+    mlp_norm="output.LayerNorm",
+    prenorm=False,
+)

@@ -1,0 +1,17 @@
+"""ViT (transformers 5)."""
+
+from symgeo.models.family import AttentionNames, Family, MLPNames
+
+FAMILY = Family(
+    name="ViT",
+    layer="transformers.models.vit.modeling_vit.ViTLayer",
+    attention=AttentionNames(
+        query="attention.q_proj", key="attention.k_proj", value="attention.v_proj", output="attention.o_proj",
+        heads="attention.num_attention_heads",
+    ),
+    mlp=MLPNames(up="mlp.fc1", down="mlp.fc2", activation="mlp.activation_fn"),
+    attention_norm="layernorm_before",
+    mlp_norm="layernorm_after",
+    stack="transformers.models.vit.modeling_vit.ViTModel",
+    final_norm="layernorm",
+)

@@ -1,0 +1,180 @@
+"""Finds the symmetry of a model: read its structure, derive the groups, try them, and only then trust them."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from symgeo.errors import SymmetryError
+from symgeo.models.families import FAMILIES
+from symgeo.models.family import Family, qualified_names
+from symgeo.models.generators import layer_symmetry
+from symgeo.models.probe import evaluating, inputs, output_function
+from symgeo.symmetry import CheckReport, Symmetry, check
+
+# what a part with learned weights is usually called; such a part outside every table is named, not ignored
+SUSPECT = re.compile(r"Attention|Attn|MLP|FeedForward|FFN|EncoderLayer|DecoderLayer|Expert|LSTM|GRU|RNN")
+
+
+@dataclass(frozen=True)
+class Found:
+    """One recognised layer: where, by which table, and its symmetry with full parameter names."""
+
+    prefix: str
+    family: Family
+    symmetry: Symmetry
+
+
+def find_symmetry(model: nn.Module, strict: bool = True) -> Symmetry:
+    """The symmetry of a model whose layers are in the family tables, verified on the model itself.
+
+    Groups are derived from the structure that a table names (grouped queries, rotary positions, gates,
+    activations, norms) and tried: a random element of every group must leave the outputs on random inputs
+    unchanged.  Keys are the names of ``model.named_parameters()``.  Parameters whose ``requires_grad`` is False
+    are constants: no group moves them.  The model is not modified.
+
+    Raises ``SymmetryError`` when no layer is known, when a part that looks like attention or an MLP is in no
+    table (with ``strict=False`` a warning, and that part is left alone), or when a derived group does not leave
+    the model unchanged.
+
+    >>> from symgeo.models.tiny_vit import TinyViT
+    >>> symmetry = find_symmetry(TinyViT())
+    >>> symmetry.tensors["blocks.0.attention.query.bias"]
+    '(H[blocks.0] e[blocks.0]*)'
+    """
+    found = recognise(model)
+    unknown = unknown_parts(model, found)
+    if not found:
+        known = ", ".join(family.name for family in FAMILIES)
+        parts = f"; it has {', '.join(unknown[:4])}" if unknown else ""
+        raise SymmetryError(
+            f"find_symmetry: {type(model).__name__} has no layer of a known family (known: {known}){parts}. "
+            "Declare its symmetry with symgeo.Symmetry and verify it with symgeo.check"
+        )
+    if unknown:
+        message = (f"find_symmetry: {type(model).__name__} has parts that no table describes: {', '.join(unknown[:8])}"
+                   f"{f' and {len(unknown) - 8} more' if len(unknown) > 8 else ''}")
+        if strict:
+            raise SymmetryError(f"{message}. Pass strict=False to leave them out, or declare their symmetry")
+        warnings.warn(f"{message}; they are left alone", stacklevel=2)
+    frozen = frozenset(name for name, p in model.named_parameters() if not p.requires_grad)
+    symmetry = _union(found, frozen)
+    verify(model, found, frozen)
+    return symmetry
+
+
+def recognise(model: nn.Module) -> list[Found]:
+    """The layers of known families, outermost first match."""
+    tables = {family.layer: family for family in FAMILIES}
+    result: list[Found] = []
+
+    def walk(module: nn.Module, prefix: str, above: list[nn.Module]) -> None:
+        names = qualified_names(module) & tables.keys()
+        if names:
+            family = tables[names.pop()]
+            # the list of layers lies between a layer and the module that holds the stack
+            stack = next((m for m in reversed(above) if not isinstance(m, nn.ModuleList)), None)
+            symmetry = layer_symmetry(family.read(module, stack))
+            result.append(Found(prefix, family, symmetry.each(prefix.removesuffix(".")) if prefix else symmetry))
+            return
+        for name, child in module.named_children():
+            walk(child, f"{prefix}{name}.", [*above, module])
+
+    walk(model, "", [])
+    return result
+
+
+def unknown_parts(model: nn.Module, found: list[Found]) -> list[str]:
+    """Parts with parameters that look like attention or an MLP and that no table accounts for."""
+    parts = []
+    for name, module in model.named_modules():
+        path = f"{name}." if name else ""
+        home = next((f for f in found if path.startswith(f.prefix)), None)
+        own = [parameter for parameter, _ in module.named_parameters(recurse=False)]
+        if home is not None:
+            inside = path.removeprefix(home.prefix)
+            strange = [p for p in own if not _accounted(f"{inside}{p}", home.family)]
+            parts += [f"{name or 'the model'} ({type(module).__name__})"] if strange else []
+        elif SUSPECT.search(type(module).__name__) and any(True for _ in module.parameters()):
+            contains = any(f.prefix.startswith(path) for f in found)
+            parts += [] if contains else [f"{name or 'the model'} ({type(module).__name__})"]
+    return _outermost(parts)
+
+
+def _accounted(parameter: str, family: Family) -> bool:
+    return any(re.match(rf"{re.escape(name)}([._]|$)", parameter) for name in family.owned())
+
+
+def _outermost(parts: list[str]) -> list[str]:
+    """Without the parts that lie inside another one of the list."""
+    names = [part.split(" ")[0] for part in parts]
+    return [part for part, name in zip(parts, names) if not any(name.startswith(f"{other}.") for other in names)]
+
+
+def _union(found: list[Found], frozen: frozenset[str]) -> Symmetry:
+    tensors, groups, sizes, shifts = {}, {}, {}, {}
+    for f in found:
+        tensors.update(f.symmetry.tensors)
+        groups.update(f.symmetry.groups)
+        sizes.update(f.symmetry.sizes)
+        shifts.update(f.symmetry.shifts)
+    return Symmetry(tensors, groups, sizes, shifts, frozen=frozen)
+
+
+def verify(model: nn.Module, found: list[Found], frozen: frozenset[str]) -> list[CheckReport]:
+    """Tries a random element on the outermost modules with known inputs that contain the layers.
+
+    Raises ``SymmetryError`` naming the groups that change the output, and layers that could not be tried.
+    """
+    reports, waiting = [], list(found)
+    for prefix, module in _probes(model, ""):
+        inside = [f for f in waiting if f.prefix.startswith(prefix)]
+        call = inputs(module, torch.Generator().manual_seed(0)) if inside else None
+        if call is None:
+            continue
+        waiting = [f for f in waiting if f not in inside]
+        symmetry = _relative(_union(inside, frozen), prefix)
+        params = {name: p.detach() for name, p in module.named_parameters()}
+        with evaluating(module):
+            report = check(symmetry, output_function(module, call), params, samples=1,
+                           generator=torch.Generator().manual_seed(1))
+        _judge(report, module, inside[0].family)
+        reports.append(report)
+    if waiting:
+        names = ", ".join(f"{f.prefix.removesuffix('.')} ({f.family.name})" for f in waiting[:4])
+        raise SymmetryError(
+            f"find_symmetry: {type(model).__name__} holds layers that cannot be tried alone: {names}. Pass the module "
+            "that transformers built, or declare the symmetry with symgeo.Symmetry and verify it with symgeo.check"
+        )
+    return reports
+
+
+def _probes(module: nn.Module, prefix: str) -> list[tuple[str, nn.Module]]:
+    if inputs(module, torch.Generator().manual_seed(0)) is not None:
+        return [(prefix, module)]
+    return [probe for name, child in module.named_children() for probe in _probes(child, f"{prefix}{name}.")]
+
+
+def _relative(symmetry: Symmetry, prefix: str) -> Symmetry:
+    """The declaration with parameter names relative to ``prefix``."""
+    cut = len(prefix)
+    return Symmetry(
+        {name[cut:]: pattern for name, pattern in symmetry.tensors.items()}, symmetry.groups, symmetry.sizes,
+        {group: {name[cut:]: pattern for name, pattern in shift.items()} for group, shift in symmetry.shifts.items()},
+        frozen=frozenset(name[cut:] for name in symmetry.frozen if name.startswith(prefix)),
+    )
+
+
+def _judge(report: CheckReport, module: nn.Module, family: Family) -> None:
+    if report.ok:
+        return
+    bad = [row.name for row in report.groups if not row.invariance <= report.tolerance]
+    raise SymmetryError(
+        f"find_symmetry: {type(module).__name__} does not have the symmetry of the family {family.name}: a random "
+        f"element changes its output by {report.invariance:.1e} (groups {', '.join(bad[:4]) or 'in combination'}). "
+        "Declare what it has with symgeo.Symmetry"
+    )

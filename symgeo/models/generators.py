@@ -1,0 +1,103 @@
+"""The symmetries that follow from structure; written once, for every family.
+
+Notation of a declaration: H heads (K key-value heads of G query heads each), e the query-key group, f the
+value-output group, h hidden units, u their scalings, s their signs, c the coordinates of a norm.
+"""
+
+from __future__ import annotations
+
+from symgeo.groups import GeneralLinear, Group, Permutation, PositiveScaling, Rotary, SignFlip
+from symgeo.models.structure import MLP, Attention, Layer, Linear, Norm
+from symgeo.symmetry import Symmetry
+
+
+def layer_symmetry(layer: Layer) -> Symmetry:
+    """Everything that is known of one layer, with names relative to it."""
+    parts = [attention_symmetry(layer.attention)]
+    if layer.mlp:
+        parts.append(mlp_symmetry(layer.mlp))
+    if layer.prenorm and layer.attention_norm:
+        parts.append(gain_symmetry("c", layer.attention_norm, layer.attention.inputs))
+    if layer.prenorm and layer.mlp_norm and layer.mlp:
+        inputs = (layer.mlp.up, layer.mlp.gate) if layer.mlp.gate else (layer.mlp.up,)
+        parts.append(gain_symmetry("g", layer.mlp_norm, inputs))
+    if layer.centred_readers:
+        parts.append(mean_shifts("attention_mean", layer.attention.output))
+        if layer.mlp:
+            parts.append(mean_shifts("mlp_mean", layer.mlp.down))
+    result = parts[0]
+    for part in parts[1:]:
+        result = result | part
+    return result
+
+
+def attention_symmetry(a: Attention) -> Symmetry:
+    """GL per head on query-key and on value-output (the rotary commutant where positions are rotary),
+    permutations of heads, and the shift of the key bias, which softmax does not see.
+
+    query -> A^-T query, key -> A key;  value -> B value, output columns -> output B^-1.
+    """
+    grouped = a.kv_heads != a.heads
+    head, own = ("K", "K G") if grouped else ("H", "H")
+    sizes = {"K": a.kv_heads, "G": a.heads // a.kv_heads} if grouped else {"H": a.heads}
+    axes = f"({own} e*)", f"({head} e)", f"({head} f)"
+    tensors: dict[str, str] = {}
+    if a.fused:
+        tensors |= a.inputs[0].outputs(f"({own} e* + {head} e + {head} f)")
+    else:
+        for linear, axis in zip(a.inputs, axes):
+            tensors |= Linear(linear.weight, None, linear.transposed).outputs(axis)
+        biases = dict.fromkeys(linear.bias for linear in a.inputs if linear.bias)
+        if len(biases) == 1 and a.inputs[0].bias == a.inputs[1].bias:  # one bias for three weights
+            tensors[str(a.inputs[0].bias)] = f"({own} e* + {head} e + {head} f)"
+        else:
+            tensors |= {linear.bias: axis for linear, axis in zip(a.inputs, axes) if linear.bias}
+    tensors |= a.output.inputs(f"({own} f*)")
+    tensors |= {a.extra_key: f"_ _ {axes[1]}"} if a.extra_key else {}
+    tensors |= {a.extra_value: f"_ _ {axes[2]}"} if a.extra_value else {}
+    query_key = Rotary(per=head, pairing=a.rotary) if a.rotary else GeneralLinear(per=head)
+    groups: dict[str, Group] = {head: Permutation(), "e": query_key, "f": GeneralLinear(per=head)}
+    groups |= {"G": Permutation()} if grouped else {}
+    return Symmetry(tensors, groups, sizes, _key_shift(a))
+
+
+def _key_shift(a: Attention) -> dict[str, dict[str, str]]:
+    """``b_k += c`` adds the same to every logit of a query: exact unless positions or extra tokens tell keys apart."""
+    bias = a.inputs[1].bias
+    if not bias or a.rotary or a.extra_key or a.shared_zero_token:
+        return {}
+    shared = a.inputs[0].bias == bias
+    return {"key_shift": {bias: "(0 + _ + 0)" if shared else "_"}}
+
+
+def mlp_symmetry(m: MLP) -> Symmetry:
+    """Permutations of hidden units; with a gate or a positively homogeneous activation their scalings; with a
+    gate or an odd activation their signs."""
+    scaled, signed = bool(m.gate) or m.homogeneous, bool(m.gate) or m.odd
+    factors = ["h", *(["u"] * scaled), *(["s"] * signed)]
+    plain = f"({' '.join(factors)})"
+    dual = f"({' '.join(name + '*' for name in factors)})"
+    tensors = m.up.outputs(plain) | m.down.inputs(dual)
+    if m.gate:
+        tensors |= m.gate.outputs("h")
+    groups: dict[str, Group] = {"h": Permutation()}
+    groups |= {"u": PositiveScaling(per="h")} if scaled else {}
+    groups |= {"s": SignFlip(per="h")} if signed else {}
+    return Symmetry(tensors, groups)
+
+
+def gain_symmetry(name: str, norm: Norm, consumers: tuple[Linear, ...]) -> Symmetry:
+    """The gain of a norm against the columns of all that reads it: ``gain s, bias s, W s^-1``."""
+    tensors = {norm.weight: name} | ({norm.bias: name} if norm.bias else {})
+    for consumer in consumers:
+        tensors |= consumer.inputs(f"{name}*")
+    return Symmetry(tensors, {name: PositiveScaling()})
+
+
+def mean_shifts(name: str, writer: Linear) -> Symmetry:
+    """The mean direction of what is written to a residual stream whose readers remove the mean:
+    ``W += 1 c^T``, ``b += c_0 1``."""
+    shifts = {f"{name}_weight": {writer.weight: "_ 1" if writer.transposed else "1 _"}}
+    if writer.bias:
+        shifts[f"{name}_bias"] = {writer.bias: "1"}
+    return Symmetry({}, {}, shifts=shifts)

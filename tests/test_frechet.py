@@ -1,0 +1,210 @@
+"""Fréchet means, and the logarithm of factor pairs that they rest on."""
+
+import math
+
+import pytest
+import torch
+from cases import MANIFOLD_NAMES, manifold_case
+from laws import close
+
+from manifolds import BuresWasserstein, Elementwise, FactorPair, Product, ScaleQuotient, frechet_mean
+from manifolds.logarithm import log_factor_pair
+
+METRICS = ("inv", "mix")
+
+
+def vector(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def random(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+# ---- closed forms
+
+
+def test_elementwise_mean_is_geometric():
+    points, w = vector(2.0, 8.0, 1.0, -3.0, -5.0, -1.0).reshape(2, 3).mT, (1.0, 2.0, 5.0)
+    mean = frechet_mean(Elementwise(), points, w)
+    expected = points[0].sign() * torch.exp((vector(*w)[:, None] * points.abs().log()).sum(0) / 8)
+    assert mean.converged and mean.gradient_norm <= 1e-10 * mean.spread
+    close(mean.point, expected, 1e-14)
+
+
+def test_scale_mean_is_angular():
+    angles, w = vector(0.3, 1.1, -0.4), (0.2, 0.5, 0.3)
+    points = [r * vector(math.cos(a), math.sin(a)) for r, a in zip((1.0, 3.0, 7.0), angles.tolist())]
+    mean = frechet_mean(ScaleQuotient(), points, w)
+    assert mean.converged
+    assert math.atan2(*mean.point.flip(0).tolist()) == pytest.approx(float(angles @ vector(*w)), abs=1e-12)
+
+
+def test_bures_mean_of_commuting_matrices():
+    a, b, w = vector(4.0, 1.0, 9.0), vector(1.0, 16.0, 25.0), (0.25, 0.75)
+    turn = torch.linalg.qr(random(0, 3, 3)).Q
+    mean = frechet_mean(BuresWasserstein(), [torch.diag(a.sqrt()), torch.diag(b.sqrt()) @ turn], w)
+    assert mean.converged
+    close(mean.point @ mean.point.mT, torch.diag((w[0] * a.sqrt() + w[1] * b.sqrt()) ** 2), 1e-12)
+
+
+@pytest.mark.parametrize("metric, expected", [("inv", math.sqrt(12)), ("mix", 4.0)])
+def test_factor_pair_toy(metric, expected):
+    m, x, y = FactorPair(1, metric), vector(2.0, 3.0).reshape(2, 1), vector(-4.0, -0.5).reshape(2, 1)
+    distance = math.log(3) if metric == "inv" else 4.0
+    assert float(m.dist(x, y)) == pytest.approx(distance / math.sqrt(2), rel=1e-9)
+    mean = frechet_mean(m, [x, y])
+    assert mean.converged
+    assert float(mean.point.prod()) == pytest.approx(expected, rel=1e-9)
+
+
+# ---- laws
+
+
+@pytest.mark.parametrize("name", MANIFOLD_NAMES)
+def test_mean_laws(name):
+    """Stationary, the same in any order and any gauge, equal weights by default, batched like a loop."""
+    case = manifold_case(name, 3)
+    m, points, w = case.manifold, case.points(3), [0.5, 1.5, 1.0]
+    mean = frechet_mean(m, points, w)
+    assert mean.converged and 0 < mean.iterations < 60
+    gradient = sum(wi / 3 * m.logmap(mean.point, p) for wi, p in zip(w, points))
+    assert float(m.norm(mean.point, gradient)) < 1e-8
+    shuffled = frechet_mean(m, [points[2], case.act(points[0]) * 1.0, points[1]], [1.0, 0.5, 1.5])
+    if name.startswith("factor"):  # points of one mean may be given in different gauges
+        close(case.invariant(shuffled.point), case.invariant(mean.point), 1e-8)
+    ordered = frechet_mean(m, [points[2], points[0], points[1]], [1.0, 0.5, 1.5])
+    close(case.invariant(ordered.point), case.invariant(mean.point), 1e-8)
+    moved = frechet_mean(m, case.act(points), w)
+    close(case.invariant(moved.point), case.invariant(case.act(mean.point)), 1e-8)
+
+
+@pytest.mark.parametrize("name", MANIFOLD_NAMES)
+def test_mean_of_one_orbit_and_unit_weights(name):
+    case = manifold_case(name, 4)
+    m, points = case.manifold, case.points(2)
+    same = frechet_mean(m, [points[0]] * 3)
+    assert same.converged
+    close(same.point, points[0], 1e-12)
+    first = frechet_mean(m, points, [1.0, 0.0])
+    assert first.converged and first.iterations == 0
+    close(first.point, points[0], 0.0)
+
+
+@pytest.mark.parametrize("name", MANIFOLD_NAMES)
+def test_batched_means(name):
+    case = manifold_case(name, 5)
+    points = torch.stack([case.points(2), case.points(2), case.points(2)])  # three points of two problems
+    mean = frechet_mean(case.manifold, points)
+    loop = [frechet_mean(case.manifold, points[:, i]) for i in range(2)]
+    assert mean.converged and mean.iterations == max(one.iterations for one in loop)
+    close(mean.point, torch.stack([one.point for one in loop]), 1e-9)
+
+
+def test_product_of_dictionaries():
+    m = Product({"a": Elementwise(), "b": ScaleQuotient()})
+    points = [{"a": random(i, 5).abs(), "b": random(i, 2, 3).abs()} for i in range(3)]
+    mean = frechet_mean(m, points, [1.0, 2.0, 3.0])
+    assert mean.converged
+    for name, factor in m.factors.items():
+        close(mean.point[name], frechet_mean(factor, [p[name] for p in points], [1.0, 2.0, 3.0]).point, 1e-14)
+    with pytest.raises(ValueError, match="lacks b"):
+        frechet_mean(m, [points[0], {"a": points[1]["a"]}])
+    with pytest.raises(ValueError, match="needs a Product"):
+        frechet_mean(Elementwise(), points)
+
+
+def test_single_precision_converges_and_stays():
+    points = random(0, 3, 5).abs().float().requires_grad_()
+    mean = frechet_mean(Elementwise(), points)
+    assert mean.converged and mean.point.dtype == torch.float32 and not mean.point.requires_grad
+
+
+def test_failure_is_reported():
+    points = [random(i, 7, 3) for i in range(3)]
+    mean = frechet_mean(BuresWasserstein(), points, max_iter=1)
+    assert not mean.converged and mean.iterations == 1
+    assert mean.gradient_norm > 1e-10 * mean.spread > 0
+    better = frechet_mean(BuresWasserstein(), points, start=mean.point)
+    assert better.converged and better.iterations < frechet_mean(BuresWasserstein(), points).iterations
+
+
+@pytest.mark.parametrize(
+    "weights, message",
+    [
+        ([1.0], "2 points, 1 weights"),
+        ([1.0, -0.1], ">= 0"),
+        ([1.0, float("nan")], "finite"),
+        ([float("inf"), 1.0], "finite"),
+        ([0.0, 0.0], "not all zero"),
+    ],
+)
+def test_wrong_weights(weights, message):
+    with pytest.raises(ValueError, match=message):
+        frechet_mean(Elementwise(), [vector(1.0), vector(2.0)], weights)
+
+
+def test_wrong_points():
+    with pytest.raises(ValueError, match="must not be empty"):
+        frechet_mean(Elementwise(), [])
+    with pytest.raises(ValueError, match="one shape"):
+        frechet_mean(Elementwise(), [vector(1.0), vector(1.0, 2.0)])
+    with pytest.raises(ValueError, match="signs differ"):
+        frechet_mean(Elementwise(), [vector(1.0), vector(-1.0)])
+
+
+# ---- the logarithm of factor pairs
+
+
+def pairs(metric: str, size: float, seed: int = 0):
+    """A manifold, points, horizontal vectors of that length, and their endpoints in another gauge."""
+    m, x = FactorPair(7, metric), random(seed, 4, 12, 3)
+    u = m.proju(x, random(seed + 1, 4, 12, 3))
+    u = size * u / m.norm(x, u, keepdim=True)
+    gauge = torch.eye(3, dtype=torch.float64) + 0.4 * random(seed + 2, 4, 3, 3)
+    return m, x, u, m.act(m.expmap(x, u), gauge)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+@pytest.mark.parametrize("size", [1e-6, 0.3, 1.0])
+def test_logarithm_inverts_the_exponential(metric, size):
+    m, x, u, y = pairs(metric, size)
+    result = log_factor_pair(m, x, y)
+    assert bool(result.converged.all()) and float(result.miss.max()) < 1e-9 * size + 1e-11
+    close(result.vector / size, u / size, 1e-8)
+    close(m.dist(x, y), m.norm(x, u), 1e-9)
+    close(m.dist(y, x), m.norm(x, u), 1e-9)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_distance_is_one_of_orbits(metric):
+    m, x, u, y = pairs(metric, 0.5)
+    gauge = torch.eye(3, dtype=torch.float64) + 0.5 * random(9, 3, 3)
+    assert float((m.act(x, gauge) - x).norm()) > 0.1
+    close(m.dist(m.act(x, gauge), y), m.dist(x, y), 1e-9)
+    close(m.dist(x, m.act(x, gauge)), torch.zeros(4, dtype=torch.float64), 1e-10)
+    skewed = torch.cat([x[:, :7] @ gauge, x[:, 7:]], dim=-2)
+    assert float((m.dist(skewed, y) - m.dist(x, y)).abs().min()) > 1e-3
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_no_geodesic_between_opposite_signs(metric):
+    m = FactorPair(1, metric)
+    x, y = vector(2.0, 3.0).reshape(2, 1), vector(-4.0, 0.5).reshape(2, 1)
+    result = log_factor_pair(m, torch.stack([x, x]), torch.stack([y, 2 * x]))
+    assert result.converged.tolist() == [False, True]
+    assert float(result.miss[0]) > 0.1 and bool(torch.isfinite(result.vector).all())
+    for call in (m.logmap, m.dist):
+        with pytest.raises(ValueError, match="1 of 1"):
+            call(x, y)
+    with pytest.raises(ValueError, match="1 of 1"):
+        frechet_mean(m, [x, y])
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_pairs_without_full_rank_do_not_converge(metric):
+    m, x, y = FactorPair(7, metric), random(0, 12, 3), random(1, 12, 3)
+    y[:7] = 0
+    for a, b in ((x, y), (y, x)):
+        result = log_factor_pair(m, a, b)
+        assert not bool(result.converged) and bool(torch.isfinite(result.vector).all())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -91,8 +92,12 @@ class Study:
 
     @property
     def failures(self) -> list[str]:
-        """One line for every measurement without a value."""
-        return [f"{m.model}, {m.measure} at rho {m.rho:g}: {m.reason}" for m in self.measurements if m.value is None]
+        """One line for every measurement without a value, and for every gap that is not finite."""
+        lines = [f"{m.model}, {m.measure} at rho {m.rho:g}: {m.reason}" for m in self.measurements if m.value is None]
+        return lines + [
+            f"{model}, {name}: {value}, which is not finite"
+            for model, gaps in self.gaps.items() for name, value in gaps.items() if not math.isfinite(value)
+        ]
 
     def values(self, measure: str, rho: float) -> dict[str, float]:
         """The sharpness by model, where it was measured."""
@@ -181,6 +186,8 @@ def _measure_model(
     for measure, rho in plan:
         try:
             result = measure_one(candidate, measure, rho, steps, seed)
+            if not math.isfinite(result.value):
+                raise ValueError(f"the sharpness is {result.value}")
             rows.append(Measurement(model.name, measure, rho, result.value, "", tuple(result.warnings)))
         except ValueError as error:
             rows.append(Measurement(model.name, measure, rho, None, str(error)))
@@ -201,7 +208,8 @@ def measure_one(candidate: Candidate, measure: str, rho: float, steps: int = 20,
 def _correlations(found: Study, plan: Sequence[tuple[str, float]], seed: int) -> Iterable[Correlation]:
     for gap in dict.fromkeys(name for gaps in found.gaps.values() for name in gaps):
         for measure, rho in plan:
-            values = {m: v for m, v in found.values(measure, rho).items() if gap in found.gaps[m]}
+            measured = found.values(measure, rho)
+            values = {m: v for m, v in measured.items() if math.isfinite(found.gaps[m].get(gap, math.nan))}
             yield _correlation(measure, rho, gap, values, [found.gaps[m][gap] for m in values], seed)
 
 

@@ -1,0 +1,55 @@
+"""``symgeo sharpness``."""
+
+from typing import TYPE_CHECKING
+
+from symgeo.cli.options import BatchSize, Batches, Data, Geodesic, Metric, Model, Plot, Radius, Steps, plot_target
+from symgeo.cli.run import Outcome, Run
+
+if TYPE_CHECKING:
+    from symgeo.sharpness import SharpnessResult
+
+
+def sharpness(
+    model: Model, data: Data, rho: Radius = 0.1, metric: Metric = Metric.inv, geodesic: Geodesic = Geodesic.exact,
+    steps: Steps = 20, batches: Batches = None, batch_size: BatchSize = 128, plot: Plot = "", *, run: Run,
+) -> Outcome:
+    """Geodesic sharpness: the largest increase of the loss within a distance that no gauge changes.
+
+    The symmetries of the model are found and quotiented; each batch has its own worst case, and their mean is
+    printed.
+    """
+    plot_target(plot)
+    import torch
+
+    from symgeo import ParameterManifold, geodesic_sharpness
+    from symgeo.batches import default_loss, load_batches, place
+    from symgeo.loading import load_model
+    from symgeo.models import find_symmetry
+
+    torch.manual_seed(run.seed)
+    device, dtype = run.place(), run.precision()
+    module = load_model(model, device, dtype, run.say)
+    listed = [place(batch, device, dtype) for batch in load_batches(data, batch_size, batches)]
+    params = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    manifold = ParameterManifold(params, find_symmetry(module), metric.value)
+    result = geodesic_sharpness(
+        default_loss(module, listed[0]), params, listed, manifold, rho, steps, geodesic.value, run.seed,
+        progress=not run.quiet,
+    )
+    for warning in result.warnings:
+        run.say(f"note: {warning}")
+    if plot:
+        from symgeo.plots import plot_history
+
+        plot_history(result, plot)
+    return Outcome(_text(result, sum(p.numel() for p in params.values())), result.to_dict())
+
+
+def _text(result: "SharpnessResult", parameters: int) -> str:
+    base = sum(result.base_losses) / len(result.base_losses)
+    return (
+        f"{result.kind} sharpness  {result.value:.6g}\n"
+        f"loss                    {base:.6g}\n"
+        f"rho {result.rho:g}, {result.geodesic} geodesics, {result.steps} steps, {len(result.per_batch)} batches; "
+        f"{result.pairs} factor pairs among {parameters} parameters"
+    )

@@ -1,0 +1,145 @@
+"""Figures in one style: readable without colour vision, drawn without a display."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from symgeo.report import prepare, replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from symgeo.sharpness import SharpnessResult
+    from symgeo.study import Correlation, Study
+
+FORMATS = (".png", ".pdf")
+# Okabe and Ito's colours, and a marker for each measure
+LOOK = {
+    "euclidean": ("#555555", "s"), "adaptive": ("#E69F00", "^"),
+    "geodesic inv": ("#0072B2", "o"), "geodesic mix": ("#009E73", "D"),
+}
+FONT = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
+        "axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.6, "legend.frameon": False}
+
+
+def target(path: str | Path) -> Path:
+    """``path`` if a figure can be written there; ``ValueError`` for a suffix other than .png and .pdf."""
+    path = Path(path)
+    if path.suffix.lower() not in FORMATS:
+        raise ValueError(f"{path}: a figure is written as {' or '.join(FORMATS)}; give the file one of these suffixes")
+    return prepare(path)
+
+
+def plot_tau(correlations: Sequence[Correlation], path: str | Path) -> None:
+    """Kendall's tau with its interval over the radius: one panel for each gap, one marker for each measure."""
+    gaps = list(dict.fromkeys(c.gap for c in correlations))
+    measures = list(dict.fromkeys(c.measure for c in correlations))
+    figure, panels = _figure(max(len(gaps), 1), 1, height=3.6)
+    for axes, gap in zip(panels, gaps):
+        for i, measure in enumerate(measures):
+            found = [c for c in correlations if c.gap == gap and c.measure == measure and c.tau is not None]
+            _intervals(axes, found, 1 + 0.05 * (i - (len(measures) - 1) / 2))
+        axes.axhline(0, color="black", linewidth=0.8)
+        axes.set(title=f"rank correlation with the {gap}", xlabel="radius rho, in each measure's own units", ylim=(-1, 1))
+        _radius_axis(axes, sorted({c.rho for c in correlations if c.rho > 0}))
+    panels[0].set_ylabel("Kendall's tau, 95 % bootstrap interval")
+    _legend_below(figure, panels[0])
+    _save(figure, path)
+
+
+def _intervals(axes: Axes, found: Sequence[Correlation], shift: float) -> None:
+    if not found:
+        return
+    colour, marker = LOOK[found[0].measure]
+    tau = [c.tau or 0.0 for c in found]
+    bars = [[max(t - (c.low or 0.0), 0.0) for t, c in zip(tau, found)], [max((c.high or 0.0) - t, 0.0) for t, c in zip(tau, found)]]
+    axes.errorbar([c.rho * shift for c in found], tau, yerr=bars, label=found[0].measure, color=colour,
+                  marker=marker, markersize=5, capsize=2.5, linewidth=1.2, elinewidth=1.0)
+
+
+def _radius_axis(axes: Axes, radii: Sequence[float]) -> None:
+    if not radii:
+        return
+    axes.set_xscale("log")
+    axes.set_xticks(radii, [f"{rho:g}" for rho in radii])
+    axes.minorticks_off()
+    axes.set_xlim(radii[0] / 1.4, radii[-1] * 1.4)
+
+
+def plot_scatter(study: Study, radii: Mapping[str, float], path: str | Path) -> None:
+    """Sharpness against each gap, one column for each measure at the radius given for it."""
+    gaps = list(dict.fromkeys(c.gap for c in study.correlations))
+    figure, panels = _figure(len(radii), len(gaps), height=2.3 * len(gaps) + 0.3, width=9.6)
+    for k, (axes, gap, measure) in enumerate((panels[i * len(radii) + j], gap, measure)
+                                             for i, gap in enumerate(gaps) for j, measure in enumerate(radii)):
+        _scatter(axes, study, gap, measure, radii[measure])
+        if k % len(radii) == 0:
+            axes.set_ylabel(gap)
+        if k >= len(radii) * (len(gaps) - 1):
+            axes.set_xlabel("sharpness")
+    _save(figure, path)
+
+
+def _scatter(axes: Axes, study: Study, gap: str, measure: str, rho: float) -> None:
+    values = {m: v for m, v in study.values(measure, rho).items() if gap in study.gaps[m]}
+    colour, marker = LOOK[measure]
+    axes.scatter(list(values.values()), [study.gaps[m][gap] for m in values], color=colour, marker=marker, s=22,
+                 alpha=0.8, linewidths=0)
+    found = [c for c in study.correlations if (c.measure, c.rho, c.gap) == (measure, rho, gap)]
+    axes.set_title(f"{measure}, rho = {rho:g}\ntau = {found[0] if found else '-'}", fontsize=8)
+    axes.locator_params(nbins=4)
+
+
+def plot_orbit(conditions: Sequence[float], sharpness: Mapping[str, Sequence[float]], output_change: Sequence[float],
+               path: str | Path) -> None:
+    """Along one orbit: sharpness relative to the start, and what the function and the sharpness change by."""
+    figure, (left, right) = _figure(2, 1, height=3.6)
+    for measure, values in sharpness.items():
+        colour, marker = LOOK[measure]
+        style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.2, "label": measure}
+        left.plot(conditions, [value / values[0] for value in values], **style)
+        right.plot(conditions[1:], [max(abs(value / values[0] - 1), 1e-17) for value in values[1:]], **style)
+    right.plot(conditions[1:], [max(change, 1e-17) for change in output_change[1:]], color="#CC79A7", marker="x",
+               linestyle=":", linewidth=1.2, label="outputs of the model")
+    left.set(title="sharpness along the orbit", ylabel="relative to the trained parameters", xscale="log", yscale="log")
+    right.set(title="relative change", ylabel="against the trained parameters", xscale="log", yscale="log")
+    for axes in (left, right):
+        axes.set_xlabel("condition number of the gauge change")
+    _legend_below(figure, right)
+    _save(figure, path)
+
+
+def plot_history(result: SharpnessResult, path: str | Path) -> None:
+    """The increase of the loss over the evaluations of the search: one line for each batch, and their best."""
+    figure, (axes,) = _figure(1, 1, height=3.4, width=5.2)
+    for history in result.history:
+        axes.plot([value - history[0] for value in history], color="#0072B2", alpha=0.35, linewidth=1)
+    axes.axhline(result.value, color="#D55E00", linewidth=1.2, linestyle="--", label=f"sharpness {result.value:.4g}")
+    axes.set(title=f"{result.kind}, rho = {result.rho:g}", xlabel="evaluation", ylabel="increase of the loss of a batch")
+    axes.legend(loc="lower right")
+    _save(figure, path)
+
+
+def _figure(columns: int, rows: int, height: float, width: float = 8.4) -> tuple[Figure, list[Axes]]:
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(FONT):
+        figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+        return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
+
+
+def _legend_below(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=5, frameon=False)
+
+
+def _save(figure: Figure, path: str | Path) -> None:
+    from matplotlib import rc_context
+
+    with rc_context(FONT), replacing(target(path)) as temporary:
+        figure.savefig(temporary)

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor
 
 from manifolds.frame import PairFrame, split
-from manifolds.linalg import balance, expm, gram, polar, sylvester
+from manifolds.linalg import balance, eigh, expm, gram, polar, sylvester
 
-MEM = 12
-STAGES = 8
 _STUCK = 2.0**-12  # a step halved below this makes no progress
+_FAR = 1e6  # an endpoint this many times larger than both points is taken to have left the domain
 _TURN = 0.5  # largest Frobenius norm of the exponent of one alignment step
 
 
@@ -63,34 +62,11 @@ def log_factor_pair(
     x, y = torch.broadcast_tensors(x, y)
     base = manifold.frame(x)
     target = _first_alignment(base, y)
-    chord = target - base.point
-    hit, iterations = _shoot(manifold, base, base.project(chord * base.root), target, tol, max_iter)
-    if not bool(_close(base, hit, 1e-9).all()):
-        z = torch.zeros_like(hit.z)
-        for stage in range(1, STAGES + 1):
-            last = stage == STAGES
-            z = z * (stage / max(stage - 1, 1)) if stage > 1 else base.project(chord * base.root) / STAGES
-            on_path = target if last else base.point + (stage / STAGES) * chord
-            staged, more = _shoot(manifold, base, z, on_path, tol if last else 1e-3, max_iter)
-            z, iterations = staged.z, iterations + more
-        hit = hit.update(~_close(base, hit, 1e-9) & (staged.miss<hit.miss), staged)
-    converged = _close(base, hit, 1e-9) & ~base.deficient
-    return PairLog(base.tangent(hit.z), converged, hit.miss, iterations)
-
-
-def _close(base: PairFrame, hit: _Hit, tol: float) -> Tensor:
-    return hit.miss <= tol * _norm(hit.z) + 1e-12 * _norm(base.point * base.root)
-
-
-def _shoot(
-    manifold: PairManifold, base: PairFrame, z: Tensor, target: Tensor, tol: float, max_iter: int
-) -> tuple[_Hit, int]:
-    """Shooting from the velocity ``z`` (coordinates at x) at ``target`` (in the gauge of ``base``)."""
-    hit, history = _hit(manifold, base, z, target), _History()
-    step, iterations = torch.ones_like(hit.miss), 0
-    rounding = 1e-15 * _norm(base.point * base.root)
+    hit = _hit(manifold, base, base.project((target - base.point) * base.root), target)
+    scale, history = _norm(base.point * base.root), _History()
+    step, iterations = torch.ones_like(scale), 0
     while iterations < max_iter:
-        active = (hit.miss > tol * _norm(hit.z) + rounding) & (step > _STUCK)
+        active = (hit.miss > tol * _norm(hit.z) + 1e-15 * scale) & (step > _STUCK)
         if not bool(active.any()):
             break
         iterations += 1
@@ -100,7 +76,8 @@ def _shoot(
         better = active & (landed.miss < hit.miss)
         hit = hit.update(better, landed)
         step = torch.where(better, (2 * step).clamp_max(1.0), torch.where(active, 0.5 * step, step))
-    return hit, iterations
+    converged = (hit.miss <= 1e-9 * _norm(hit.z) + 1e-12 * scale) & ~base.deficient
+    return PairLog(base.tangent(hit.z), converged, hit.miss, iterations)
 
 
 class _Hit(NamedTuple):
@@ -113,22 +90,34 @@ class _Hit(NamedTuple):
 
     def update(self, mask: Tensor, other: _Hit) -> _Hit:
         wide = _column(mask)
-        pick = [torch.where(mask if a.ndim == mask.ndim else wide, b, a) for a, b in zip(self, other)]
-        return _Hit(*pick)
+        return _Hit(*(torch.where(mask if a.ndim == mask.ndim else wide, b, a) for a, b in zip(self, other)))
 
 
 def _hit(manifold: PairManifold, base: PairFrame, z: Tensor, target: Tensor) -> _Hit:
-    """Integrates the geodesic with coordinates ``z`` and aligns ``target`` (all in the gauge of ``base``)."""
+    """Integrates the geodesic with coordinates ``z`` and aligns ``target`` (all in the gauge of ``base``).
+
+    The residual is measured in the symmetric orthonormal frame ``P^(1/2)`` of the metric at the endpoint,
+    ``<u, u> = Tr(P u^H u)`` for either side, and then made horizontal at ``x``.
+    """
     end = _endpoint(manifold, base, z)
-    far = 1e6 * (_norm(base.point) + _norm(target))
-    lost = ~(_norm(end) <= far)
+    lost = ~(_norm(end) <= _FAR * (_norm(base.point) + _norm(target)))
     end = torch.where(_column(lost), base.point, end)
     at_end = manifold.frame(end)
     aligned = align(at_end, _to_gauge(at_end, target), 6)
     miss = _norm((aligned - at_end.point) * at_end.root)
     target = at_end.restore(aligned)
-    residual = base.project((target - end) * base.root)
-    return _Hit(z, residual, torch.where(lost | at_end.deficient, torch.inf, miss), target)
+    (d_g, d_h), (g, h) = split(target - end, base.rows), split(end, base.rows)
+    roots = (_power(gram(g), -0.5), _power(gram(h), -0.5)) if base.metric == "inv" else (
+        _power(gram(h), 0.5), _power(gram(g), 0.5)
+    )  # fmt: skip
+    residual = torch.cat([d_g @ roots[0], d_h @ roots[1]], dim=-2)
+    return _Hit(z, base.project(residual), torch.where(lost | at_end.deficient, torch.inf, miss), target)
+
+
+def _power(a: Tensor, exponent: float) -> Tensor:
+    values, vectors = eigh(a)
+    tiny = torch.finfo(values.dtype).eps * values.amax(-1, keepdim=True)
+    return (vectors * values.clamp_min(tiny).pow(exponent).unsqueeze(-2)) @ vectors.mH
 
 
 def _endpoint(manifold: PairManifold, base: PairFrame, z: Tensor) -> Tensor:
@@ -144,26 +133,24 @@ def _endpoint(manifold: PairManifold, base: PairFrame, z: Tensor) -> Tensor:
 class _History:
     """Anderson acceleration: the step that cancels the residual in the span of the last differences."""
 
-    def __init__(self, memory: int = MEM) -> None:
+    def __init__(self, memory: int = 12) -> None:
         self.memory = memory
         self.points: list[Tensor] = []
         self.residuals: list[Tensor] = []
 
     def accelerate(self, z: Tensor, residual: Tensor) -> Tensor:
         """``r - (dZ + dR) c`` with ``c = argmin |r - dR c|`` over the differences to earlier iterates."""
-        self.points, self.residuals = self.points[-self.memory :], self.residuals[-self.memory :]
         move = residual
         if self.points:
-            d_z = torch.stack([(p - z).flatten(-2) for p in self.points], dim=-1)  # (..., n h, k)
+            d_z = torch.stack([(p - z).flatten(-2) for p in self.points], dim=-1)  # (..., (n + m) h, k)
             d_r = torch.stack([(r - residual).flatten(-2) for r in self.residuals], dim=-1)
             size = torch.linalg.vector_norm(d_r, dim=-2, keepdim=True)
-            ok = size > 0
-            d_z, d_r = (torch.where(ok, d / torch.where(ok, size, 1.0), 0.0) for d in (d_z, d_r))
-            normal = gram(d_r) + 1e-10*torch.eye(d_r.shape[-1],dtype=d_r.dtype)
-            c = torch.linalg.solve(normal, d_r.mH @ residual.flatten(-2).unsqueeze(-1))
-            move = residual - ((d_z + d_r) @ c).squeeze(-1).unflatten(-1, z.shape[-2:])
-        self.points.append(z)
-        self.residuals.append(residual)
+            scale = torch.where(size > 0, 1 / size, 0.0)
+            normal = gram(d_r * scale) + 1e-10 * torch.eye(size.shape[-1], dtype=size.dtype, device=size.device)
+            c = torch.linalg.solve(normal, (d_r * scale).mH @ residual.flatten(-2).unsqueeze(-1))
+            move = residual - (((d_z + d_r) * scale) @ c).squeeze(-1).unflatten(-1, z.shape[-2:])
+        self.points = [*self.points, z][-self.memory :]
+        self.residuals = [*self.residuals, residual][-self.memory :]
         return move
 
 

@@ -53,7 +53,7 @@ class RelaxedMetric:
 
     def christoffel(self, x: Tensor, u: Tensor) -> Tensor:
         """``Gamma(u, u) = g^-1 [D_u (g u) - 1/2 grad g(u, u)]``."""
-        _, change = torch.func.jvp(lambda point: self.lower(point, u), (x,), (u,))
+        change = torch.func.jvp(lambda point: self.lower(point, u), (x,), (u,))[1]
         slope = torch.func.grad(lambda point: self.inner(point, u, u).sum())(x)
         sides = zip(split(change - 0.5 * slope, self.rows), self.weights(x))
         return torch.cat([torch.linalg.solve(weight, side, left=False) for side, weight in sides], dim=-2)

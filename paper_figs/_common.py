@@ -38,7 +38,7 @@ def main(name: str, draw: Draw, description: str, arguments: Sequence[str] | Non
     """
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--size", choices=("small", "full"), default="full", help="small takes seconds")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out", help="folder of the results")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out", help="results folder")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)

@@ -44,7 +44,9 @@ def load_splits(spec: str, batch_size: int = 128) -> Splits:
     """
     found = _read(spec, batch_size)
     if not isinstance(found, Mapping):
-        raise ValueError(f'--data {spec}: a study needs {{"train": batches, "test": batches}}, found one set of batches')
+        raise ValueError(
+            f'--data {spec}: a study needs {{"train": batches, "test": batches}}, found one set of batches'
+        )
     return {side: _listed(spec, _side(spec, found, side), None) for side in ("train", "test")}
 
 
@@ -68,7 +70,9 @@ def supervised(output: Any, target: Tensor) -> Tensor:
     """Cross-entropy of logits (a tensor, or ``output.logits``) for integer targets, squared error for real ones."""
     prediction = getattr(output, "logits", output)
     if not isinstance(prediction, Tensor):
-        raise ValueError(f"the model must return a tensor or an object with .logits for (x, y) batches; got {type(output).__name__}")
+        raise ValueError(
+            f"the model must return a tensor or an object with .logits for (x, y) batches; got {type(output).__name__}"
+        )
     if not target.is_floating_point():
         if target.shape == prediction.shape[:-1]:
             return cross_entropy(prediction.flatten(0, -2), target.flatten())
@@ -124,7 +128,9 @@ def _cut(path: Path, columns: Mapping[str, Tensor], size: int) -> list[Any]:
 
 def _side(spec: str, found: Mapping[str, Any], side: str) -> Any:
     if side not in found:
-        raise ValueError(f"--data {spec}: needed {side!r} batches, found only {', '.join(map(repr, found)) or 'nothing'}")
+        raise ValueError(
+            f"--data {spec}: needed {side!r} batches, found only {', '.join(map(repr, found)) or 'nothing'}"
+        )
     return found[side]
 
 

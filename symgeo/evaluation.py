@@ -12,14 +12,14 @@ from symgeo.batches import supervised
 
 
 def gaps(model: nn.Module, train: Sequence[Any], test: Sequence[Any]) -> dict[str, float]:
-    """"loss gap", and "error gap" for classification: test minus training, each a mean over examples."""
+    """ "loss gap", and "error gap" for classification: test minus training, each a mean over examples."""
     before, after = evaluate(model, train), evaluate(model, test)
     return {f"{name} gap": after[name] - before[name] for name in before if name in after}
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Sequence[Any]) -> dict[str, float]:
-    """"loss", and "error" (the share of wrong labels) where every batch has one integer label per example."""
+    """ "loss", and "error" (the share of wrong labels) where every batch has one integer label per example."""
     total, losses, errors = 0, 0.0, 0.0
     classified = True
     for batch in batches:

@@ -69,15 +69,21 @@ def torch_starts() -> Iterator[Finding]:
     if not _torch():
         yield Finding("torch does not import", "reinstall it: pip install --force-reinstall torch", True)
     elif _torch()[0] and not any(device.startswith("cuda") for device in devices()):
-        yield Finding("torch is built for CUDA and finds no device",
-                      "if there is a GPU, update its driver; if not, the CPU build is smaller", False)
+        yield Finding(
+            "torch is built for CUDA and finds no device",
+            "if there is a GPU, update its driver; if not, the CPU build is smaller",
+            False,
+        )
 
 
 def torchvision_loads() -> Iterator[Finding]:
     """A torchvision built for another torch breaks every model import of transformers."""
     if installed("torchvision") and probe(TORCHVISION).returncode:
-        yield Finding("torchvision is installed but broken, and transformers imports it",
-                      "pip uninstall torchvision, or install the build that matches torch", True)
+        yield Finding(
+            "torchvision is installed but broken, and transformers imports it",
+            "pip uninstall torchvision, or install the build that matches torch",
+            True,
+        )
 
 
 def manifolds_is_ours() -> Iterator[Finding]:
@@ -85,14 +91,20 @@ def manifolds_is_ours() -> Iterator[Finding]:
     import symgeo
 
     if installed("manifolds"):
-        yield Finding("the unrelated package manifolds is installed over ours",
-                      "pip uninstall manifolds, then pip install --force-reinstall --no-deps symgeo", True)
+        yield Finding(
+            "the unrelated package manifolds is installed over ours",
+            "pip uninstall manifolds, then pip install --force-reinstall --no-deps symgeo",
+            True,
+        )
     spec = find_spec("manifolds")
     home = Path(symgeo.__file__).parent.parent
     if spec is None or spec.origin is None or Path(spec.origin).parent.parent != home:
         where = spec.origin if spec is not None else "nowhere"
-        yield Finding(f"import manifolds finds {where}, not the package of symgeo in {home}",
-                      "rename or remove the other one, or run from another folder", True)
+        yield Finding(
+            f"import manifolds finds {where}, not the package of symgeo in {home}",
+            "rename or remove the other one, or run from another folder",
+            True,
+        )
 
 
 def transformers_is_new() -> Iterator[Finding]:
@@ -101,22 +113,34 @@ def transformers_is_new() -> Iterator[Finding]:
     if found is None:
         yield Finding("transformers is not installed, so that no model folder loads", "pip install 'symgeo[hf]'", False)
     elif int(found.split(".")[0]) < 5:
-        yield Finding(f"transformers {found} names its modules in another way", "pip install -U 'transformers>=5'", True)
+        yield Finding(
+            f"transformers {found} names its modules in another way", "pip install -U 'transformers>=5'", True
+        )
 
 
 def demo_has_data() -> Iterator[Finding]:
     """The demo's images come with scikit-learn."""
     if installed("scikit-learn") is None:
-        yield Finding("scikit-learn is not installed, and the demo's images come with it", "pip install 'symgeo[demo]'", False)
+        yield Finding(
+            "scikit-learn is not installed, and the demo's images come with it", "pip install 'symgeo[demo]'", False
+        )
 
 
 def geoopt_momentum() -> Iterator[Finding]:
     """geoopt starts the momentum of RiemannianSGD from the Euclidean gradient."""
     if installed("geoopt"):
-        yield Finding("geoopt's RiemannianSGD starts its momentum with the Euclidean gradient, which no symmetry preserves",
-                      "nothing to do on the manifolds of this package, which correct it", False)
+        yield Finding(
+            "geoopt's RiemannianSGD starts its momentum with the Euclidean gradient, which no symmetry preserves",
+            "nothing to do on the manifolds of this package, which correct it",
+            False,
+        )
 
 
 CHECKS: tuple[Callable[[], Iterator[Finding]], ...] = (
-    torch_starts, torchvision_loads, manifolds_is_ours, transformers_is_new, demo_has_data, geoopt_momentum,
+    torch_starts,
+    torchvision_loads,
+    manifolds_is_ours,
+    transformers_is_new,
+    demo_has_data,
+    geoopt_momentum,
 )

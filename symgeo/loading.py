@@ -76,7 +76,9 @@ def call(source: str, what: str) -> Any:
             raise ValueError(f"{what} {source}: {module_name} does not import: {_named(error)}") from error
         function = getattr(module, function_name, None)
         if not callable(function):
-            raise ValueError(f"{what} {source}: {module_name} has no function {function_name!r}; define it, or name another")
+            raise ValueError(
+                f"{what} {source}: {module_name} has no function {function_name!r}; define it, or name another"
+            )
         try:
             return function()
         except (MemoryError, torch.OutOfMemoryError):
@@ -138,7 +140,7 @@ def _pretrained(source: str, local: bool) -> nn.Module:
         raise ValueError(
             f"MODEL {source}: the weights lack {len(missing)} parameters of {type(model).__name__}, which would be random "
             f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}); name the class that was saved in "
-            "config.json under \"architectures\""
+            'config.json under "architectures"'
         )
     loaded: nn.Module = model
     return loaded

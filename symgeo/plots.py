@@ -12,17 +12,29 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from symgeo.demo.orbit import Orbit
     from symgeo.sharpness import SharpnessResult
     from symgeo.study import Correlation, Study
 
 FORMATS = (".png", ".pdf")
+TINY = 1e-17  # drawn in place of no change at all, which a logarithmic axis has no place for
 # Okabe and Ito's colours, and a marker for each measure
 LOOK = {
-    "euclidean": ("#555555", "s"), "adaptive": ("#E69F00", "^"),
-    "geodesic inv": ("#0072B2", "o"), "geodesic mix": ("#009E73", "D"),
+    "euclidean": ("#555555", "s"),
+    "adaptive": ("#E69F00", "^"),
+    "geodesic inv": ("#0072B2", "o"),
+    "geodesic mix": ("#009E73", "D"),
 }
-FONT = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
-        "axes.grid": True, "grid.color": "#dddddd", "grid.linewidth": 0.6, "legend.frameon": False}
+FONT: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "#dddddd",
+    "grid.linewidth": 0.6,
+    "legend.frameon": False,
+}
 
 
 def target(path: str | Path) -> Path:
@@ -43,7 +55,9 @@ def plot_tau(correlations: Sequence[Correlation], path: str | Path) -> None:
             found = [c for c in correlations if c.gap == gap and c.measure == measure and c.tau is not None]
             _intervals(axes, found, 1 + 0.05 * (i - (len(measures) - 1) / 2))
         axes.axhline(0, color="black", linewidth=0.8)
-        axes.set(title=f"rank correlation with the {gap}", xlabel="radius rho, in each measure's own units", ylim=(-1, 1))
+        axes.set(
+            title=f"rank correlation with the {gap}", xlabel="radius rho, in each measure's own units", ylim=(-1, 1)
+        )
         _radius_axis(axes, sorted({c.rho for c in correlations if c.rho > 0}))
     panels[0].set_ylabel("Kendall's tau, 95 % bootstrap interval")
     _legend_below(figure, panels[0])
@@ -55,9 +69,22 @@ def _intervals(axes: Axes, found: Sequence[Correlation], shift: float) -> None:
         return
     colour, marker = LOOK[found[0].measure]
     tau = [c.tau or 0.0 for c in found]
-    bars = [[max(t - (c.low or 0.0), 0.0) for t, c in zip(tau, found)], [max((c.high or 0.0) - t, 0.0) for t, c in zip(tau, found)]]
-    axes.errorbar([c.rho * shift for c in found], tau, yerr=bars, label=found[0].measure, color=colour,
-                  marker=marker, markersize=5, capsize=2.5, linewidth=1.2, elinewidth=1.0)
+    bars = [
+        [max(t - (c.low or 0.0), 0.0) for t, c in zip(tau, found)],
+        [max((c.high or 0.0) - t, 0.0) for t, c in zip(tau, found)],
+    ]
+    axes.errorbar(
+        [c.rho * shift for c in found],
+        tau,
+        yerr=bars,
+        label=found[0].measure,
+        color=colour,
+        marker=marker,
+        markersize=5,
+        capsize=2.5,
+        linewidth=1.2,
+        elinewidth=1.0,
+    )
 
 
 def _radius_axis(axes: Axes, radii: Sequence[float]) -> None:
@@ -73,8 +100,9 @@ def plot_scatter(study: Study, radii: Mapping[str, float], path: str | Path) -> 
     """Sharpness against each gap, one column for each measure at the radius given for it."""
     gaps = list(dict.fromkeys(c.gap for c in study.correlations))
     figure, panels = _figure(len(radii), len(gaps), height=2.3 * len(gaps) + 0.3, width=9.6)
-    for k, (axes, gap, measure) in enumerate((panels[i * len(radii) + j], gap, measure)
-                                             for i, gap in enumerate(gaps) for j, measure in enumerate(radii)):
+    for k, (axes, gap, measure) in enumerate(
+        (panels[i * len(radii) + j], gap, measure) for i, gap in enumerate(gaps) for j, measure in enumerate(radii)
+    ):
         _scatter(axes, study, gap, measure, radii[measure])
         if k % len(radii) == 0:
             axes.set_ylabel(gap)
@@ -86,28 +114,42 @@ def plot_scatter(study: Study, radii: Mapping[str, float], path: str | Path) -> 
 def _scatter(axes: Axes, study: Study, gap: str, measure: str, rho: float) -> None:
     values = {m: v for m, v in study.values(measure, rho).items() if gap in study.gaps[m]}
     colour, marker = LOOK[measure]
-    axes.scatter(list(values.values()), [study.gaps[m][gap] for m in values], color=colour, marker=marker, s=22,
-                 alpha=0.8, linewidths=0)
+    axes.scatter(
+        list(values.values()),
+        [study.gaps[m][gap] for m in values],
+        color=colour,
+        marker=marker,
+        s=22,
+        alpha=0.8,
+        linewidths=0,
+    )
     found = [c for c in study.correlations if (c.measure, c.rho, c.gap) == (measure, rho, gap)]
     axes.set_title(f"{measure}, rho = {rho:g}\ntau = {found[0] if found else '-'}", fontsize=8)
     axes.locator_params(nbins=4)
 
 
-def plot_orbit(conditions: Sequence[float], sharpness: Mapping[str, Sequence[float]], output_change: Sequence[float],
-               path: str | Path) -> None:
+def plot_orbit(orbit: Orbit, path: str | Path) -> None:
     """Along one orbit: sharpness relative to the start, and what the function and the sharpness change by."""
     figure, (left, right) = _figure(2, 1, height=3.6)
-    for measure, values in sharpness.items():
+    for measure in orbit.sharpness:
         colour, marker = LOOK[measure]
         style: dict[str, Any] = {"color": colour, "marker": marker, "markersize": 5, "linewidth": 1.2, "label": measure}
-        left.plot(conditions, [value / values[0] for value in values], **style)
-        right.plot(conditions[1:], [max(abs(value / values[0] - 1), 1e-17) for value in values[1:]], **style)
-    right.plot(conditions[1:], [max(change, 1e-17) for change in output_change[1:]], color="#CC79A7", marker="x",
-               linestyle=":", linewidth=1.2, label="outputs of the model")
-    left.set(title="sharpness along the orbit", ylabel="relative to the trained parameters", xscale="log", yscale="log")
-    right.set(title="relative change", ylabel="against the trained parameters", xscale="log", yscale="log")
+        left.plot(orbit.conditions, orbit.relative(measure), **style)
+        right.plot(orbit.conditions, [max(change, TINY) for change in orbit.change(measure)], **style)
+    right.plot(
+        orbit.conditions,
+        [max(change, TINY) for change in orbit.output_change],
+        color="#CC79A7",
+        marker="x",
+        linestyle=":",
+        linewidth=1.2,
+        label="outputs of the model",
+    )
+    left.axhline(1, color="black", linewidth=0.8)
+    left.set(title="sharpness along the orbit", ylabel="relative to the trained parameters", yscale="log")
+    right.set(title="the same, as relative change", ylabel="against the trained parameters", yscale="log")
     for axes in (left, right):
-        axes.set_xlabel("condition number of the gauge change")
+        axes.set(xlabel="condition number of the gauge change", xscale="log")
     _legend_below(figure, right)
     _save(figure, path)
 
@@ -118,7 +160,9 @@ def plot_history(result: SharpnessResult, path: str | Path) -> None:
     for history in result.history:
         axes.plot([value - history[0] for value in history], color="#0072B2", alpha=0.35, linewidth=1)
     axes.axhline(result.value, color="#D55E00", linewidth=1.2, linestyle="--", label=f"sharpness {result.value:.4g}")
-    axes.set(title=f"{result.kind}, rho = {result.rho:g}", xlabel="evaluation", ylabel="increase of the loss of a batch")
+    axes.set(
+        title=f"{result.kind}, rho = {result.rho:g}", xlabel="evaluation", ylabel="increase of the loss of a batch"
+    )
     axes.legend(loc="lower right")
     _save(figure, path)
 

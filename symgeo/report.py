@@ -57,8 +57,13 @@ def plain(value: Any) -> Any:
 def document(command: str, settings: Mapping[str, Any], result: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     """The envelope of every JSON document: what was run, with what, how long it took, and what came out."""
     return {
-        "schema": SCHEMA, "tool": "symgeo", "command": command, "settings": dict(settings),
-        "versions": versions(), "seconds": round(seconds, 3), "result": dict(result),
+        "schema": SCHEMA,
+        "tool": "symgeo",
+        "command": command,
+        "settings": dict(settings),
+        "versions": versions(),
+        "seconds": round(seconds, 3),
+        "result": dict(result),
     }
 
 
@@ -78,8 +83,9 @@ def prepare(path: str | Path) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ValueError(f"{path}: its folder cannot be made ({(error.strerror or 'error').lower()}); "
-                         "choose another path") from error
+        raise ValueError(
+            f"{path}: its folder cannot be made ({(error.strerror or 'error').lower()}); choose another path"
+        ) from error
     if path.is_dir():
         raise ValueError(f"{path} is a folder; name a file in it")
     if not os.access(path.parent, os.W_OK):
@@ -143,6 +149,7 @@ def bullets(items: Sequence[str]) -> str:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table of plain texts."""
+
     def line(cells: Sequence[str], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells) + "</tr>"
 

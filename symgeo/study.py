@@ -96,7 +96,9 @@ class Study:
         lines = [f"{m.model}, {m.measure} at rho {m.rho:g}: {m.reason}" for m in self.measurements if m.value is None]
         return lines + [
             f"{model}, {name}: {value}, which is not finite"
-            for model, gaps in self.gaps.items() for name, value in gaps.items() if not math.isfinite(value)
+            for model, gaps in self.gaps.items()
+            for name, value in gaps.items()
+            if not math.isfinite(value)
         ]
 
     def values(self, measure: str, rho: float) -> dict[str, float]:
@@ -130,8 +132,12 @@ class Study:
 
 
 def study(
-    models: Sequence[Candidate | Lazy], rhos: Iterable[float] | Mapping[str, Iterable[float]],
-    measures: Sequence[str] = MEASURES, steps: int = 20, seed: int = 0, workers: int = 1,
+    models: Sequence[Candidate | Lazy],
+    rhos: Iterable[float] | Mapping[str, Iterable[float]],
+    measures: Sequence[str] = MEASURES,
+    steps: int = 20,
+    seed: int = 0,
+    workers: int = 1,
     progress: Progress | None = None,
 ) -> Study:
     """Measure every model by every measure at every radius, and correlate with every gap.
@@ -153,7 +159,9 @@ def study(
     if len(set(names)) != len(names) or not names:
         raise ValueError(f"models: needed at least one, all with different names; found {', '.join(names) or 'none'}")
     found: dict[str, tuple[dict[str, float], list[Measurement]]] = {}
-    for name, result in spread(partial(_measure_model, plan=plan, steps=steps, seed=seed), dict(zip(names, models)), workers):
+    for name, result in spread(
+        partial(_measure_model, plan=plan, steps=steps, seed=seed), dict(zip(names, models)), workers
+    ):
         found[name] = result
         if progress is not None:
             progress(len(found), len(names), name)
@@ -213,8 +221,9 @@ def _correlations(found: Study, plan: Sequence[tuple[str, float]], seed: int) ->
             yield _correlation(measure, rho, gap, values, [found.gaps[m][gap] for m in values], seed)
 
 
-def _correlation(measure: str, rho: float, gap: str, values: Mapping[str, float], gaps: Sequence[float],
-                 seed: int) -> Correlation:
+def _correlation(
+    measure: str, rho: float, gap: str, values: Mapping[str, float], gaps: Sequence[float], seed: int
+) -> Correlation:
     try:
         result = kendall(list(values.values()), gaps, seed=seed)
     except ValueError as error:

@@ -43,7 +43,7 @@ class ManifoldCase:
 
     def points(self, count: int) -> Tensor:
         """A batch of different points around ``x``."""
-        x = self.x.expand(count, *self.x.shape)
+        x = self.x.repeat(count, *[1] * self.x.ndim)
         return self.manifold.expmap(x, self.tangent(x))
 
 

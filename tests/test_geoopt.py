@@ -122,10 +122,10 @@ class Head(nn.Module):
         super().__init__()
         self.pair = geoopt.ManifoldParameter(START.clone(), manifold=FactorPair(7))
         parts = Product({"gain": Elementwise(), "direction": ScaleQuotient()}, {"gain": (7,), "direction": (5,)})
-        self.rest = geoopt.ManifoldParameter(random(5, 12), manifold=parts)
+        self.rest, self.parts = geoopt.ManifoldParameter(random(5, 12), manifold=parts), parts
 
     def forward(self, x: Tensor) -> Tensor:
-        rest = self.rest.manifold.unpack_tensor(self.rest)
+        rest = self.parts.unpack_tensor(self.rest)
         unit = rest["direction"] / rest["direction"].norm()
         return ((x * unit) @ product(self.pair).mT) * rest["gain"]
 

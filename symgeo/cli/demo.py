@@ -9,15 +9,19 @@ from symgeo.cli.run import Outcome, Run
 
 
 def demo(
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer models and radii: half a minute, conclusive of nothing.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Half a minute: fewer models than one can conclude from.")
+    ] = False,
     out: Annotated[str, typer.Option(metavar="DIR", help="Folder for the report and the figures.")] = "symgeo-demo",
     workers: Annotated[int, typer.Option(min=1, help="Processes, of one thread each.")] = 2,
     *,
     run: Run,
 ) -> Outcome:
-    """Train two dozen tiny vision transformers here, and see what each sharpness says about generalization.
+    """Train two dozen tiny models and see what sharpness says.
 
-    Minutes on two cores, with data that need no download.  Trained models are kept in the user's cache folder.
+    Vision transformers of 18154 parameters, on handwritten digits that need no download, in minutes on two
+    cores.  The report is a folder with report.html, report.json and figures; trained models are kept in the
+    user's cache folder.
     """
     from symgeo.demo.run import run_demo
 

@@ -4,7 +4,7 @@ from symgeo.cli.run import Outcome, Run
 
 
 def doctor(*, run: Run) -> Outcome:
-    """Versions, devices, and known traps of the installation, each with its remedy."""
+    """Versions, devices, and known traps, each with its remedy."""
     from symgeo.installation import devices, findings
     from symgeo.report import aligned, versions
 

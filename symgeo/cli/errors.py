@@ -26,7 +26,7 @@ def explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, (KeyboardInterrupt, typer.Abort)):
         return 130, "interrupted"
     if isinstance(error, UsageError):
-        return 2, _one_line(f"{error.format_message().rstrip('.')}; {_help_hint(error)}")
+        return 2, _one_line(f"{_usage_message(error)}; {_help_hint(error)}")
     return 1, _one_line(_message(error))
 
 
@@ -47,6 +47,12 @@ def _message(error: BaseException) -> str:
 def _is_memory(message: str) -> bool:
     lowered = message.lower()
     return "out of memory" in lowered or "can't allocate memory" in lowered or "not enough memory" in lowered
+
+
+def _usage_message(error: Any) -> str:
+    # typer hands on the wording of the library that checks the values
+    message: str = error.format_message().replace("Value error, ", "").rstrip(".")
+    return message
 
 
 def _help_hint(error: Any) -> str:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, redirect_stdout
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 
-class Dtype(str, Enum):
+class Dtype(StrEnum):
     """The precision of a computation."""
 
     float32 = "float32"
@@ -43,7 +43,7 @@ class Run:
     """The options that every command has."""
 
     json: Annotated[
-        str, typer.Option(metavar="FILE", help="Also write the results as JSON; - is standard output, with nothing else.")
+        str, typer.Option(metavar="FILE", help="Write the results as JSON; - is standard output, with nothing else.")
     ] = ""
     seed: Annotated[int, typer.Option(help="Decides everything random.")] = 0
     device: Annotated[str, typer.Option(callback=_device, help="auto, cpu, cuda, cuda:N or mps.")] = "auto"
@@ -61,7 +61,7 @@ class Run:
         """The dtype asked for, or the command's own."""
         import torch
 
-        return {"float32": torch.float32, "float64": torch.float64}[self.dtype.value if self.dtype else default]
+        return {"float32": torch.float32, "float64": torch.float64}[self.dtype or default]
 
     def place(self) -> "torch.device":
         """The device asked for; ``ValueError`` where this machine has none of that kind."""

@@ -2,7 +2,20 @@
 
 from typing import TYPE_CHECKING
 
-from symgeo.cli.options import BatchSize, Batches, Data, Geodesic, Metric, Model, Plot, Radius, Steps, plot_target
+from symgeo.cli.options import (
+    Batches,
+    BatchSize,
+    Data,
+    Geodesic,
+    GeodesicOption,
+    Metric,
+    MetricOption,
+    Model,
+    Plot,
+    Radius,
+    Steps,
+    plot_target,
+)
 from symgeo.cli.run import Outcome, Run
 
 if TYPE_CHECKING:
@@ -10,13 +23,22 @@ if TYPE_CHECKING:
 
 
 def sharpness(
-    model: Model, data: Data, rho: Radius = 0.1, metric: Metric = Metric.inv, geodesic: Geodesic = Geodesic.exact,
-    steps: Steps = 20, batches: Batches = None, batch_size: BatchSize = 128, plot: Plot = "", *, run: Run,
+    model: Model,
+    data: Data,
+    rho: Radius = 0.1,
+    metric: MetricOption = Metric.inv,
+    geodesic: GeodesicOption = Geodesic.exact,
+    steps: Steps = 20,
+    batches: Batches = None,
+    batch_size: BatchSize = 128,
+    plot: Plot = "",
+    *,
+    run: Run,
 ) -> Outcome:
-    """Geodesic sharpness: the largest increase of the loss within a distance that no gauge changes.
+    """The geodesic sharpness of a model, the same in every gauge.
 
-    The symmetries of the model are found and quotiented; each batch has its own worst case, and their mean is
-    printed.
+    The largest increase of the loss within a distance on the quotient by the symmetries that the model has.
+    Each batch has its own worst case; their mean is printed.
     """
     plot_target(plot)
     import torch
@@ -33,7 +55,14 @@ def sharpness(
     params = {name: parameter.detach() for name, parameter in module.named_parameters()}
     manifold = ParameterManifold(params, find_symmetry(module), metric.value)
     result = geodesic_sharpness(
-        default_loss(module, listed[0]), params, listed, manifold, rho, steps, geodesic.value, run.seed,
+        default_loss(module, listed[0]),
+        params,
+        listed,
+        manifold,
+        rho,
+        steps,
+        geodesic.value,
+        run.seed,
         progress=not run.quiet,
     )
     for warning in result.warnings:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from symgeo.cli.bar import bar
-from symgeo.cli.options import BatchSize, Batches, Plot, Steps, plot_target
+from symgeo.cli.options import Batches, BatchSize, Plot, Steps, plot_target
 from symgeo.cli.run import Outcome, Run, finite_radius
 
 if TYPE_CHECKING:
@@ -26,14 +26,20 @@ def _radii(text: str) -> str:
 def study(
     checkpoints: Annotated[
         list[str],
-        typer.Argument(metavar="CHECKPOINT...", show_default=False,
-                       help="Models, at least 3 of them: each as MODEL of the other commands."),
+        typer.Argument(
+            metavar="CHECKPOINT",
+            show_default=False,
+            help="Models, at least 3 of them: each as MODEL of the other commands.",
+        ),
     ],
     data: Annotated[
         str,
-        typer.Option(metavar="SPEC", show_default=False,
-                     help='module:function returning {"train": batches, "test": batches}, or a .safetensors file '
-                     "with x_train, y_train, x_test, y_test (or other columns with these endings)."),
+        typer.Option(
+            metavar="SPEC",
+            show_default=False,
+            help='module:function returning {"train": batches, "test": batches}, or a .safetensors file '
+            "with x_train, y_train, x_test, y_test (or other columns with these endings).",
+        ),
     ],
     rho: Annotated[str, typer.Option(callback=_radii, metavar="LIST", help="Radii.")] = "0.1,0.3,1.0",
     steps: Steps = 20,
@@ -59,8 +65,14 @@ def study(
         kind_of(checkpoint)
     models = [Lazy(name, Load(name, data, batch_size, batches, run)) for name in dict.fromkeys(checkpoints)]
     with bar("models", not run.quiet) as advance:
-        found = measure(models, [float(part) for part in rho.split(",")], steps=steps, seed=run.seed,
-                        workers=workers, progress=advance)
+        found = measure(
+            models,
+            [float(part) for part in rho.split(",")],
+            steps=steps,
+            seed=run.seed,
+            workers=workers,
+            progress=advance,
+        )
     for line in found.failures:
         run.say(f"left out: {line}")
     if plot:
@@ -94,8 +106,12 @@ class Load:
         sides = {side: [place(batch, device, dtype) for batch in listed] for side, listed in splits.items()}
         params = {name: parameter.detach() for name, parameter in model.named_parameters()}
         return Candidate(
-            self.source, default_loss(model, sides["train"][0]), params, sides["train"][: self.batches],
-            gaps(model, sides["train"], sides["test"]), find_symmetry(model),
+            self.source,
+            default_loss(model, sides["train"][0]),
+            params,
+            sides["train"][: self.batches],
+            gaps(model, sides["train"], sides["test"]),
+            find_symmetry(model),
         )
 
 

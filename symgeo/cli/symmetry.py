@@ -24,7 +24,7 @@ def symmetry(
     *,
     run: Run,
 ) -> Outcome:
-    """The groups that act on a model's parameters, their dimensions, and the measured invariance.
+    """The groups that act on a model, with measured invariance.
 
     Random elements of every group move the parameters; the table shows by how much the output changes, relative
     to its size.  Without --data the input is random, of the shape that the model's configuration asks for.
@@ -43,15 +43,25 @@ def symmetry(
     found = find_symmetry(module)
     params = {name: parameter.detach() for name, parameter in module.named_parameters()}
     generator = torch.Generator().manual_seed(run.seed)
-    report = check(found, output_function(module, call), params, samples, generator,
-                   TOLERANCE if dtype == torch.float64 else None)
+    report = check(
+        found, output_function(module, call), params, samples, generator, TOLERANCE if dtype == torch.float64 else None
+    )
     parameters, dimension = sum(p.numel() for p in params.values()), found.dimension(params)
-    result = {**asdict(report), "ok": report.ok, "parameters": parameters, "dimension": dimension,
-              "share": dimension / parameters}
+    result = {
+        **asdict(report),
+        "ok": report.ok,
+        "parameters": parameters,
+        "dimension": dimension,
+        "share": dimension / parameters,
+    }
     text = f"{report}\n\nparameters      {parameters}\nflat dimensions {dimension} ({dimension / parameters:.2%})"
-    failure = "" if report.ok else (
-        f"the symmetry does not hold: outputs change by {report.invariance:.1e}, more than {report.tolerance:.0e}; "
-        "the table names the group"
+    failure = (
+        ""
+        if report.ok
+        else (
+            f"the symmetry does not hold: outputs change by {report.invariance:.1e}, more than {report.tolerance:.0e}; "
+            "the table names the group"
+        )
     )
     return Outcome(text, result, failure)
 

@@ -99,7 +99,8 @@ def inspect(path: str | Path) -> Checkpoint:
 def _read(path: Path) -> tuple[Params, dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}
+            # copies, since the tensors of an open file are windows on it, and the file may change
+            return {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from error
 

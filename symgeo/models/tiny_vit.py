@@ -1,7 +1,8 @@
 """A vision transformer small enough to train by the dozen on one CPU core.
 
-Every operation is a plain matrix product, softmax, GELU or layer norm, so that the model has forward-mode and
-second derivatives everywhere and computes in the dtype of its parameters.
+Every operation is a plain matrix product, softmax, GELU or layer norm, so that the model computes in the dtype of its
+parameters and has second derivatives: ``jvp`` of ``grad`` and ``grad`` of ``grad`` (in torch 2.13 the reverse
+derivative of a ``jvp`` through ``layer_norm`` is silently wrong; so is any model's that has one).
 """
 
 import math

@@ -12,12 +12,12 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from manifolds.alignment import align, column, first_alignment, norm, to_gauge
 from manifolds.frame import PairFrame, split
-from manifolds.linalg import balance, eigh, expm, gram, polar, sylvester
+from manifolds.linalg import eigh, gram
 
 _STUCK = 2.0**-12  # a step halved below this makes no progress
 _FAR = 1e6  # an endpoint this many times larger than both points is taken to have left the domain
-_TURN = 0.5  # largest Frobenius norm of the exponent of one alignment step
 
 
 class PairManifold(Protocol):
@@ -58,25 +58,31 @@ def log_factor_pair(
     a miss below ``1e-9 |u|`` (or rounding); that is the shortest geodesic when ``y`` lies inside the
     injectivity radius.  Points that no geodesic joins, or without full rank, come back with ``converged``
     False.
+
+    >>> from manifolds.factored import FactorPair
+    >>> x, y = (torch.tensor([[p], [1.0]], dtype=torch.float64) for p in (2.0, 6.0))
+    >>> result = log_factor_pair(FactorPair(1, "mix"), x, y)
+    >>> result.converged.item(), round((result.vector[0] + 2 * result.vector[1]).item(), 6)
+    (True, 4.0)
     """
     x, y = torch.broadcast_tensors(x, y)
     base = manifold.frame(x)
-    target = _first_alignment(base, y)
+    target = first_alignment(base, y)
     hit = _hit(manifold, base, base.project((target - base.point) * base.root), target)
-    scale, history = _norm(base.point * base.root), _History()
+    scale, history = norm(base.point * base.root), _History()
     step, iterations = torch.ones_like(scale), 0
     while iterations < max_iter:
-        active = (hit.miss > tol * _norm(hit.z) + 1e-15 * scale) & (step > _STUCK)
+        active = (hit.miss > tol * norm(hit.z) + 1e-15 * scale) & (step > _STUCK)
         if not bool(active.any()):
             break
         iterations += 1
-        plain = _column(step) * hit.residual
-        move = torch.where(_column(step == 1.0), history.accelerate(hit.z, hit.residual), plain)
-        landed = _hit(manifold, base, torch.where(_column(active), hit.z + move, hit.z), hit.target)
+        plain = column(step) * hit.residual
+        move = torch.where(column(step == 1.0), history.accelerate(hit.z, hit.residual), plain)
+        landed = _hit(manifold, base, torch.where(column(active), hit.z + move, hit.z), hit.target)
         better = active & (landed.miss < hit.miss)
         hit = hit.update(better, landed)
         step = torch.where(better, (2 * step).clamp_max(1.0), torch.where(active, 0.5 * step, step))
-    converged = (hit.miss <= 1e-9 * _norm(hit.z) + 1e-12 * scale) & ~base.deficient
+    converged = (hit.miss <= 1e-9 * norm(hit.z) + 1e-12 * scale) & ~base.deficient
     return PairLog(base.tangent(hit.z), converged, hit.miss, iterations)
 
 
@@ -89,7 +95,7 @@ class _Hit(NamedTuple):
     target: Tensor
 
     def update(self, mask: Tensor, other: _Hit) -> _Hit:
-        wide = _column(mask)
+        wide = column(mask)
         return _Hit(*(torch.where(mask if a.ndim == mask.ndim else wide, b, a) for a, b in zip(self, other)))
 
 
@@ -100,16 +106,15 @@ def _hit(manifold: PairManifold, base: PairFrame, z: Tensor, target: Tensor) -> 
     ``<u, u> = Tr(P u^H u)`` for either side, and then made horizontal at ``x``.
     """
     end = _endpoint(manifold, base, z)
-    lost = ~(_norm(end) <= _FAR * (_norm(base.point) + _norm(target)))
-    end = torch.where(_column(lost), base.point, end)
+    lost = ~(norm(end) <= _FAR * (norm(base.point) + norm(target)))
+    end = torch.where(column(lost), base.point, end)
     at_end = manifold.frame(end)
-    aligned = align(at_end, _to_gauge(at_end, target), 6)
-    miss = _norm((aligned - at_end.point) * at_end.root)
+    aligned = align(at_end, to_gauge(at_end, target), 6)
+    miss = norm((aligned - at_end.point) * at_end.root)
     target = at_end.restore(aligned)
     (d_g, d_h), (g, h) = split(target - end, base.rows), split(end, base.rows)
-    roots = (_power(gram(g), -0.5), _power(gram(h), -0.5)) if base.metric == "inv" else (
-        _power(gram(h), 0.5), _power(gram(g), 0.5)
-    )  # fmt: skip
+    grams, exponent = ((g, h), -0.5) if base.metric == "inv" else ((h, g), 0.5)
+    roots = [_power(gram(a), exponent) for a in grams]
     residual = torch.cat([d_g @ roots[0], d_h @ roots[1]], dim=-2)
     return _Hit(z, base.project(residual), torch.where(lost | at_end.deficient, torch.inf, miss), target)
 
@@ -139,70 +144,28 @@ class _History:
         self.residuals: list[Tensor] = []
 
     def accelerate(self, z: Tensor, residual: Tensor) -> Tensor:
-        """``r - (dZ + dR) c`` with ``c = argmin |r - dR c|`` over the differences to earlier iterates."""
+        """``r - (dZ + dR) c`` with ``c = argmin |r - dR c|`` over the differences to earlier iterates.
+
+        The coefficients are real: horizontal spaces are real subspaces, for complex pairs too.
+        """
         move = residual
         if self.points:
-            d_z = torch.stack([(p - z).flatten(-2) for p in self.points], dim=-1)  # (..., (n + m) h, k)
-            d_r = torch.stack([(r - residual).flatten(-2) for r in self.residuals], dim=-1)
+            d_z = torch.stack([_flat(p - z) for p in self.points], dim=-1)  # (..., reals, k)
+            d_r = torch.stack([_flat(r - residual) for r in self.residuals], dim=-1)
             size = torch.linalg.vector_norm(d_r, dim=-2, keepdim=True)
             scale = torch.where(size > 0, 1 / size, 0.0)
             normal = gram(d_r * scale) + 1e-10 * torch.eye(size.shape[-1], dtype=size.dtype, device=size.device)
-            c = torch.linalg.solve(normal, (d_r * scale).mH @ residual.flatten(-2).unsqueeze(-1))
-            move = residual - (((d_z + d_r) * scale) @ c).squeeze(-1).unflatten(-1, z.shape[-2:])
+            c = torch.linalg.solve(normal, (d_r * scale).mT @ _flat(residual).unsqueeze(-1))
+            move = residual - _shaped((((d_z + d_r) * scale) @ c).squeeze(-1), z)
         self.points = [*self.points, z][-self.memory :]
         self.residuals = [*self.residuals, residual][-self.memory :]
         return move
 
 
-def align(frame: PairFrame, y: Tensor, iterations: int = 30) -> Tensor:
-    """The point of the orbit of ``y`` closest to ``frame.point`` in the metric frozen there.
-
-    Minimises ``|(G A^-1 - G_0) w^(1/2)|^2 + |(H A^H - H_0) w^(1/2)|^2`` over A in GL(h) by Gauss-Newton with
-    multiplicative steps ``A <- expm(t L) A``: with ``S = [G; H] w^(-1/2)`` and the residual ``R``
-
-        (S_G^H S_G) X + X (S_H^H S_H) = S_G^H R_G w^(1/2) - w^(1/2) R_H^H S_H,     X = w^(1/2) L w^(1/2).
-    """
-    rows, root = frame.rows, frame.root
-    weight = root.mT * root
-    step = torch.ones_like(frame.deficient, dtype=root.dtype)
-    residual = (y - frame.point) * root
-    for _ in range(iterations):
-        (s_g, s_h), (r_g, r_h) = split(y / root, rows), split(residual, rows)
-        x = sylvester(gram(s_g), gram(s_h), s_g.mH @ r_g - r_h.mH @ s_h)
-        turn = x / weight
-        if bool((_norm(turn) <= 1e-15).all()):
-            break
-        turn = turn * _column(step * (_TURN / _norm(turn).clamp_min(_TURN)))
-        proposal = _turned(y, turn, rows)
-        moved = (proposal - frame.point) * root
-        better = _norm(moved) < _norm(residual)
-        y = torch.where(_column(better), proposal, y)
-        residual = torch.where(_column(better), moved, residual)
-        step = torch.where(better, (2 * step).clamp_max(1.0), 0.5 * step)
-    return y
+def _flat(z: Tensor) -> Tensor:
+    return torch.view_as_real(z).flatten(-3) if z.is_complex() else z.flatten(-2)
 
 
-def _turned(y: Tensor, turn: Tensor, rows: int) -> Tensor:
-    g, h = split(y, rows)
-    return torch.cat([g @ expm(-turn, _TURN), h @ expm(turn, _TURN).mH], dim=-2)
-
-
-def _first_alignment(base: PairFrame, y: Tensor) -> Tensor:
-    """Balances ``y``, turns it by the closest unitary matrix, then aligns it; in the gauge of ``base``."""
-    g, h = split(y, base.rows)
-    own = balance(g, h)
-    balanced = torch.cat([g @ own.inverse, h @ own.gauge.mH], dim=-2)
-    return align(base, balanced @ polar(balanced.mH @ (base.point * base.root**2)))
-
-
-def _to_gauge(frame: PairFrame, y: Tensor) -> Tensor:
-    g, h = split(y, frame.rows)
-    return torch.cat([g @ frame.inverse, h @ frame.gauge.mH], dim=-2)
-
-
-def _norm(z: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(z, dim=(-2, -1))
-
-
-def _column(x: Tensor) -> Tensor:
-    return x[..., None, None]
+def _shaped(flat: Tensor, like: Tensor) -> Tensor:
+    shape = like.shape[-2:]
+    return torch.view_as_complex(flat.unflatten(-1, (*shape, 2))) if like.is_complex() else flat.unflatten(-1, shape)

@@ -106,8 +106,7 @@ class Chart:
         pairs = {}
         for (name, frame), piece in zip(self.frames.items(), pieces):
             shape = frame.point.shape
-            complex_ = frame.point.is_complex()
-            pairs[name] = torch.view_as_complex(piece.view(*shape, 2)) if complex_ else piece.view(shape)
+            pairs[name] = torch.complex(*piece.view(*shape, 2).unbind(-1)) if frame.point.is_complex() else piece.view(shape)
         return rest, pairs
 
     def _join(self, rest: Tensor, pairs: Mapping[str, Tensor]) -> Tensor:

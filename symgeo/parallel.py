@@ -6,8 +6,11 @@ import signal
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing import get_context
 from typing import TypeVar
+
+import torch
 
 Input = TypeVar("Input")
 Output = TypeVar("Output")
@@ -18,13 +21,15 @@ def spread(
 ) -> Iterator[tuple[str, Output]]:
     """``(name, work(input))`` for every input, in order of completion; in this process when ``workers`` is 1.
 
-    With more, the processes are spawned: ``work`` and the inputs are pickled, and a script has to be guarded by
-    ``if __name__ == "__main__"``.  Raises ``ValueError`` for ``workers`` < 1, ``RuntimeError`` if a worker dies.
+    Every worker has one thread, so that results do not depend on how many there are.  With more than one, the
+    processes are spawned: ``work`` and the inputs are pickled (keep them small), and a script has to be guarded
+    by ``if __name__ == "__main__"``.  Raises ``ValueError`` for ``workers`` < 1, ``RuntimeError`` if one dies.
     """
     if workers < 1:
         raise ValueError(f"workers: needed at least 1, found {workers}")
     if min(workers, len(inputs)) < 2:
-        yield from ((name, work(given)) for name, given in inputs.items())
+        with one_thread():
+            yield from ((name, work(given)) for name, given in inputs.items())
         return
     pool = ProcessPoolExecutor(min(workers, len(inputs)), get_context("spawn"), _start)
     try:
@@ -39,8 +44,17 @@ def spread(
         pool.shutdown(cancel_futures=True)
 
 
-def _start() -> None:
-    import torch
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: the number of threads changes the order of sums, and small models want no more."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
+
+def _start() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C only the parent speaks
     torch.set_num_threads(1)

@@ -180,7 +180,8 @@ def law_dtype(case: ManifoldCase) -> None:
     m, x, u = case.manifold, case.x, case.tangent()
     y = m.expmap(x, u)
     single = [a.float() for a in (x, y, u)]
-    for method, pick in ((m.inner, (0, 2)), (m.proju, (0, 2)), (m.expmap, (0, 2)), (m.logmap, (0, 1)), (m.dist, (0, 1))):
+    calls = (m.inner, (0, 2)), (m.proju, (0, 2)), (m.expmap, (0, 2)), (m.logmap, (0, 1)), (m.dist, (0, 1))
+    for method, pick in calls:
         out = method(*(single[i] for i in pick))
         assert out.dtype == torch.float32
         close(out.double(), method(*((x, y, u)[i] for i in pick)), 1e-4)

@@ -1,5 +1,7 @@
 """Training and caching of the demo's models."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -157,6 +159,19 @@ def test_batch_larger_than_the_data_takes_all_of_it() -> None:
 def test_divergence_is_reported() -> None:
     with pytest.raises(ValueError, match="setting: training diverged"):
         train(Setting(1e30, 0.0, 1.0, 64, seed=0), digits(100), steps=30)
+
+
+@pytest.mark.slow
+def test_script_without_a_main_guard_is_told_so(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from symgeo.demo.runner import train_all\n"
+        "from symgeo.demo.training import Recipe, grid\n"
+        f"train_all({str(tmp_path / 'models')!r}, recipe=Recipe(grid()[:2], steps=3, train=50))\n"
+    )
+    ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1
+    assert "RuntimeError: a training process died; in a script, call under if __name__" in ended.stderr
 
 
 def test_bad_arguments_are_named(tmp_path: Path) -> None:

@@ -154,8 +154,9 @@ def test_modules_train_copy_save_and_call_functionally():
     close(torch.func.functional_call(model, doubled, (INPUTS,)), 4 * model(INPUTS).detach(), 1e-14)
 
 
-@pytest.mark.parametrize("make", [sgd(momentum=0.9), RIEMANNIAN["adam"]])
-def test_optimizer_state_resumes(make):
+@pytest.mark.parametrize("name, tol", [("momentum", 1e-13), ("adam", 1e-5)])  # Adam loads its step in float32
+def test_optimizer_state_resumes(name, tol):
+    make = RIEMANNIAN[name]
     whole = geoopt.ManifoldParameter(START.clone(), manifold=FactorPair(7))
     expected = train(whole, make(whole))
     first = geoopt.ManifoldParameter(START.clone(), manifold=FactorPair(7))
@@ -167,4 +168,4 @@ def test_optimizer_state_resumes(make):
     second = geoopt.ManifoldParameter(first.detach().clone(), manifold=FactorPair(7))
     resumed = make(second)
     resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
-    close(train(second, resumed)[: STEPS - 4], expected[4:], 1e-13)
+    close(train(second, resumed)[: STEPS - 4], expected[4:], tol)

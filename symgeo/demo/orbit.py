@@ -11,6 +11,7 @@ from torch import Tensor
 
 from symgeo.functional import Params
 from symgeo.groups import GeneralLinear
+from symgeo.parallel import spread
 from symgeo.study import Candidate, measure_one
 from symgeo.symmetry import Action, Element
 
@@ -44,38 +45,62 @@ class Orbit:
         return [abs(ratio - 1) for ratio in self.relative(measure)]
 
 
+@dataclass(frozen=True)
+class Point:
+    """One point of an orbit, made and measured in whichever process; the start where ``condition`` is None."""
+
+    load: Callable[[], Candidate]
+    outputs: Callable[[Candidate, Params], Tensor]
+    condition: float | None
+    rho: float
+    steps: int
+    seed: int
+
+    def measure(self) -> tuple[dict[str, float], float, float]:
+        """Sharpness by measure, change of the outputs, and distance from the start."""
+        start = self.load()
+        here = self._move(start)
+        sharpness = {m: measure_one(here, m, self.rho, self.steps, self.seed).value for m in MEASURES}
+        with torch.no_grad():
+            before, after = self.outputs(start, start.params), self.outputs(start, here.params)
+        change = float((after - before).abs().max() / before.abs().max())
+        return sharpness, change, _distance(here.params, start.params)
+
+    def _move(self, start: Candidate) -> Candidate:
+        if self.condition is None:
+            return start
+        if start.symmetry is None:
+            raise ValueError(f"{start.name}: needed a symmetry, without which there is no orbit")
+        action = start.symmetry.bind(start.params)
+        element = gauge_change(action, self.condition, torch.Generator().manual_seed(self.seed))
+        return replace(start, params=action.act(element, start.params))
+
+
 def follow(
-    candidate: Candidate,
-    outputs: Callable[[Params], Tensor],
+    load: Callable[[], Candidate],
+    outputs: Callable[[Candidate, Params], Tensor],
     conditions: Sequence[float],
     rho: float,
     steps: int,
     seed: int = 0,
+    workers: int = 1,
 ) -> Orbit:
     """Move a candidate by gauge changes of growing condition number, and measure at every point.
 
-    ``outputs`` is the function that the orbit must leave alone.  Raises ``ValueError`` without a symmetry.
+    ``outputs(candidate, params)`` is the function that the orbit must leave alone.  Raises ``ValueError``
+    without a symmetry.
     """
-    if candidate.symmetry is None:
-        raise ValueError(f"{candidate.name}: needed a symmetry, without which there is no orbit")
-    action = candidate.symmetry.bind(candidate.params)
-    generator = torch.Generator().manual_seed(seed)
-    elements = [gauge_change(action, condition, generator) for condition in conditions]
-    points = [action.act(element, candidate.params) for element in elements]
-
-    def sharpness(params: Params, measure: str) -> float:
-        return measure_one(replace(candidate, params=params), measure, rho, steps, seed).value
-
-    with torch.no_grad():
-        reference = outputs(candidate.params)
-        change = [float((outputs(p) - reference).abs().max() / reference.abs().max()) for p in points]
+    settings = dict(enumerate([None, *conditions]))
+    points = {str(i): Point(load, outputs, condition, rho, steps, seed + i) for i, condition in settings.items()}
+    found = dict(spread(Point.measure, points, workers))
+    start, *moved = (found[name] for name in points)
     return Orbit(
         rho,
         tuple(conditions),
-        {measure: sharpness(candidate.params, measure) for measure in MEASURES},
-        {measure: tuple(sharpness(p, measure) for p in points) for measure in MEASURES},
-        tuple(change),
-        tuple(_distance(p, candidate.params) for p in points),
+        start[0],
+        {measure: tuple(sharpness[measure] for sharpness, _, _ in moved) for measure in MEASURES},
+        tuple(change for _, change, _ in moved),
+        tuple(distance for _, _, distance in moved),
     )
 
 

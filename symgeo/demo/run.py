@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from symgeo import report
@@ -23,8 +24,9 @@ from symgeo.demo.runner import train_all
 from symgeo.demo.training import Recipe
 from symgeo.demo.training import full as full_recipe
 from symgeo.demo.training import quick as quick_recipe
-from symgeo.functional import functional_loss
+from symgeo.functional import Params, functional_loss
 from symgeo.models import find_symmetry
+from symgeo.models.tiny_vit import TinyViT
 from symgeo.plots import plot_orbit, plot_scatter, plot_tau
 from symgeo.study import Candidate, Lazy, Study, study
 
@@ -37,7 +39,7 @@ class Plan:
     """What is measured: the models, radii by measure, images, steps, and the points of the orbit."""
 
     recipe: Recipe
-    radii: dict[str, tuple[float, ...]] = field(
+    radii: Mapping[str, tuple[float, ...]] = field(
         default_factory=lambda: {
             "euclidean": (0.025, 0.05, 0.1),
             "adaptive": GEODESIC,
@@ -47,9 +49,9 @@ class Plan:
     )
     images: int = 256
     steps: int = 12
-    orbit_conditions: tuple[float, ...] = (1.0, 1.8, 3.2, 5.6, 10.0, 18.0, 32.0, 56.0, 100.0)
+    orbit_conditions: tuple[float, ...] = (1.0, 2.2, 4.6, 10.0, 22.0, 46.0, 100.0)
     orbit_images: int = 64
-    orbit_rho: float = 0.3
+    orbit_rho: float = 0.1
 
 
 def full(seed: int = 0) -> Plan:
@@ -157,7 +159,7 @@ def run_demo(
             )
         clock.lap("sharpness")
         say("following one model along its orbit")
-        orbit = _orbit(kept[0], plan, seed)
+        orbit = _orbit(kept[0], plan, seed, workers)
         clock.lap("orbit")
         demo = _report(Path(out), temporary, plan, checkpoints, found, orbit, clock, seed)
     return demo
@@ -182,18 +184,13 @@ def _lazy(checkpoint: Checkpoint, plan: Plan, dtype: torch.dtype, images: int | 
     return Lazy(checkpoint.path.stem, load)
 
 
-def _orbit(checkpoint: Checkpoint, plan: Plan, seed: int) -> Orbit:
-    candidate = _lazy(checkpoint, plan, torch.float64, plan.orbit_images).load()
-    model = checkpoint.model().double().eval()
-    images = candidate.batches[0][0]
-    return follow(
-        candidate,
-        lambda params: torch.func.functional_call(model, params, (images,)),
-        plan.orbit_conditions,
-        plan.orbit_rho,
-        plan.steps,
-        seed,
-    )
+def _orbit(checkpoint: Checkpoint, plan: Plan, seed: int, workers: int) -> Orbit:
+    load = _lazy(checkpoint, plan, torch.float64, plan.orbit_images).load
+    return follow(load, _logits, plan.orbit_conditions, plan.orbit_rho, plan.steps, seed, workers)
+
+
+def _logits(candidate: Candidate, params: Params) -> Tensor:
+    return torch.func.functional_call(TinyViT(), params, (candidate.batches[0][0],))
 
 
 def _report(

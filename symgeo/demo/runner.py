@@ -6,12 +6,11 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from symgeo.data import Digits, digits
 from symgeo.demo.checkpoints import Checkpoint, CheckpointError, cache_folder, fingerprint, inspect, save
@@ -51,6 +50,7 @@ def train_all(
     Raises:
         ValueError: ``workers`` is not positive.
         RuntimeError: a worker process died.
+        ImportError: scikit-learn, which brings the digits, is missing.
     """
     if workers < 1:
         raise ValueError(f"workers: needed at least 1, found {workers}")
@@ -94,14 +94,15 @@ def _cached(job: Job) -> Checkpoint | None:
 def _run(jobs: list[Job], recipe: Recipe, workers: int) -> Iterator[Checkpoint]:
     if not jobs:
         return
-    data = digits(recipe.train, recipe.split_seed)
     if workers == 1:
         with _one_thread():
-            yield from (_train_one(job, data) for job in jobs)
+            yield from (_train_one(job, recipe.train, recipe.split_seed) for job in jobs)
         return
-    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start, (tuple(x.numpy() for x in data),))
+    # Nothing large may be handed to a process as it starts: if it dies, the parent waits for ever to be read.
+    pool = ProcessPoolExecutor(workers, get_context("spawn"), _start)
     try:
-        for future in as_completed([pool.submit(_work, job) for job in jobs]):
+        futures = [pool.submit(_train_one, job, recipe.train, recipe.split_seed) for job in jobs]
+        for future in as_completed(futures):
             yield future.result()
     except BrokenProcessPool as error:
         raise RuntimeError(
@@ -122,19 +123,17 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _train_one(job: Job, data: Digits) -> Checkpoint:
-    params = train(job.setting, data, job.steps)
-    return save(job.path, params, job.setting, evaluate(params, data), job.fingerprint)
-
-
-_worker_data: list[Digits] = []  # filled once in each worker process, never in the parent
-
-
-def _start(arrays: tuple[NDArray[np.generic], ...]) -> None:
+def _start() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C only the parent speaks
     torch.set_num_threads(1)
-    _worker_data.append(Digits(*(torch.from_numpy(array) for array in arrays)))
 
 
-def _work(job: Job) -> Checkpoint:
-    return _train_one(job, _worker_data[-1])
+@lru_cache(maxsize=1)
+def _data(images: int, seed: int) -> Digits:
+    return digits(images, seed)
+
+
+def _train_one(job: Job, images: int, split_seed: int) -> Checkpoint:
+    data = _data(images, split_seed)
+    params = train(job.setting, data, job.steps)
+    return save(job.path, params, job.setting, evaluate(params, data), job.fingerprint)

@@ -13,7 +13,7 @@ from symgeo.errors import SymmetryError
 from symgeo.models.families import FAMILIES
 from symgeo.models.family import Family, qualified_names
 from symgeo.models.generators import layer_symmetry
-from symgeo.models.probe import evaluating, inputs, output_function
+from symgeo.models.probe import evaluating, full_precision, inputs, output_function
 from symgeo.symmetry import CheckReport, Symmetry, check
 
 # what a part with learned weights is usually called; such a part outside every table is named, not ignored
@@ -138,7 +138,7 @@ def verify(model: nn.Module, found: list[Found], frozen: frozenset[str]) -> list
             continue
         waiting = [f for f in waiting if f not in inside]
         symmetry = _relative(_union(inside, frozen), prefix)
-        params = {name: p.detach() for name, p in module.named_parameters()}
+        params = {name: full_precision(p.detach()) for name, p in module.named_parameters()}
         with evaluating(module):
             report = check(symmetry, output_function(module, call), params, samples=1,
                            generator=torch.Generator().manual_seed(1))

@@ -25,13 +25,12 @@ def inputs(module: nn.Module, generator: torch.Generator) -> Call | None:
 
 
 def output_function(module: nn.Module, call: Call) -> Callable[[Params], tuple[Tensor, ...]]:
-    """``params -> all floating-point outputs``, half precision computed in float32."""
+    """``params -> all floating-point outputs``, with buffers in full precision."""
     args, kwargs = call
-    buffers = {name: _full(b) for name, b in module.named_buffers()}
+    buffers = {name: full_precision(b) for name, b in module.named_buffers()}
 
     def f(params: Params) -> tuple[Tensor, ...]:
-        values = {name: _full(p) for name, p in params.items()} | buffers
-        return tuple(_tensors(torch.func.functional_call(module, values, args, kwargs)))
+        return tuple(_tensors(torch.func.functional_call(module, {**params, **buffers}, args, kwargs)))
 
     return f
 
@@ -48,7 +47,8 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             m.training = True
 
 
-def _full(x: Tensor) -> Tensor:
+def full_precision(x: Tensor) -> Tensor:
+    """Half precision as float32; anything else as it is."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 

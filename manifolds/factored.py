@@ -133,8 +133,8 @@ class FactorPair(QuotientManifold):
         return result.vector.to(x.dtype)
 
     def dist(self, x: Tensor, y: Tensor, *, keepdim: bool = False) -> Tensor:
-        """The quotient distance ``|logmap(x, y)|``."""
-        return self.norm(x, self.logmap(x, y), keepdim=keepdim)
+        """The quotient distance ``|logmap(x, y)|``, a constant for automatic differentiation."""
+        return self.norm(x.detach(), self.logmap(x.detach(), y.detach()), keepdim=keepdim)
 
 
 def _check_domain(end: Tensor, t: float | Tensor) -> None:

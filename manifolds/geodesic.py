@@ -61,27 +61,26 @@ def exact_inv(frame: Tensor, z: Tensor, t: float | Tensor, bound: float | None) 
 
 
 def exact_mix(g: Tensor, h: Tensor, x: Tensor, y: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
-    """The geodesic of ``Tr(N X^H X) + Tr(M Y^H Y)``, by adaptive Runge-Kutta on the coefficients.
+    """The geodesic of ``Tr(N X^H X) + Tr(M Y^H Y)``, by adaptive extrapolation on the coefficients.
 
     ``G'' = (G Y^H Y - X (Y^H H + H^H Y)) N^-1`` and likewise for ``H`` (Hide & Seek, Eq. 12).  The metric is
     geodesically incomplete: a pair whose Gram matrix becomes singular before ``t`` gets NaN.
     """
     size = g.shape[-1]
-    gram_g, gram_h = gram(torch.cat([x, g], dim=-1)), gram(torch.cat([y, h], dim=-1))
-    zero, eye = torch.zeros_like(gram_g[..., :size]), torch.eye(2 * size, dtype=g.dtype, device=g.device)
-    velocity, position = zero + eye[:, :size], zero + eye[:, size:]
-    start = torch.stack([position, position, velocity, velocity], dim=-3)  # (..., 4, 2h, h)
+    spans = torch.cat([x, g], dim=-1), torch.cat([y, h], dim=-1)
+    grams = torch.stack([gram(span) for span in spans], dim=-3)  # (..., 2, 2h, 2h)
+    eye = torch.eye(2 * size, dtype=g.dtype, device=g.device).expand_as(grams)
+    start = torch.cat([eye[..., size:], eye[..., :size]], dim=-1)  # positions and velocities, (..., 2, 2h, 2h)
 
     def field(state: Tensor) -> Tensor:
-        a, b, da, db = state.unbind(-3)
-        n, m = b.mH @ gram_h @ b, a.mH @ gram_g @ a
-        cross_n, cross_m = db.mH @ gram_h @ b, da.mH @ gram_g @ a
-        dda = _right_solve(a @ (db.mH @ gram_h @ db) - da @ (cross_n + cross_n.mH), n)
-        ddb = _right_solve(b @ (da.mH @ gram_g @ da) - db @ (cross_m + cross_m.mH), m)
-        return torch.stack([da, db, dda, ddb], dim=-3)
+        position, velocity = state.split(size, dim=-1)
+        image = grams @ position
+        other, cross = (position.mH @ image).flip(-3), (velocity.mH @ image).flip(-3)
+        bend = position @ (velocity.mH @ grams @ velocity).flip(-3) - velocity @ (cross + cross.mH)
+        return torch.cat([velocity, _right_solve(bend, other)], dim=-1)
 
-    end = integrate(field, start, t)
-    return torch.cat([x, g], dim=-1) @ end[..., 0, :, :], torch.cat([y, h], dim=-1) @ end[..., 1, :, :]
+    end = integrate(field, start, t)[..., :size]
+    return spans[0] @ end[..., 0, :, :], spans[1] @ end[..., 1, :, :]
 
 
 def _right_solve(a: Tensor, gram_matrix: Tensor) -> Tensor:
@@ -90,16 +89,7 @@ def _right_solve(a: Tensor, gram_matrix: Tensor) -> Tensor:
     return solution.mH
 
 
-# Dormand & Prince 5(4)
-_STAGES = (
-    (1 / 5,),
-    (3 / 40, 9 / 40),
-    (44 / 45, -56 / 15, 32 / 9),
-    (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
-    (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
-)
-_ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)
+_SUBSTEPS = (2, 4, 6, 8, 10)  # of the modified midpoint rule, extrapolated to order 10
 _SMALLEST_STEP = 1e-5  # of the whole interval: below this a solution is taken to have left its domain
 
 
@@ -111,42 +101,53 @@ def integrate(field: Field, start: Tensor, t: float | Tensor, tolerance: float |
     the others are not affected by them.
     """
     if tolerance is None:
-        tolerance = 1e-11 if torch.finfo(start.dtype).eps < 1e-10 else 1e-6
-    y, done, step = start, 0.0, 0.25
+        tolerance = 1e-11 if torch.finfo(start.dtype).eps < 1e-10 else 1e-5
+    y, done, step = start, 0.0, 1.0
     lost = torch.zeros(start.shape[:-3], dtype=torch.bool, device=start.device)
     slope = field(y)
+
+    def ratio(correction: Tensor) -> Tensor:
+        size = tolerance * (1.0 + y.detach().abs().amax((-3, -2, -1)))
+        value = correction.detach().abs().amax((-3, -2, -1)) / size
+        return torch.where(lost, 0.0, torch.nan_to_num(value, nan=torch.inf))
+
     while done < 1.0:
         step = min(step, 1.0 - done)
-        proposal, error, next_slope = _dormand_prince(field, y, slope, step * t)
-        size = 1.0 + y.detach().abs().amax((-3, -2, -1))
-        ratio = error.detach().abs().amax((-3, -2, -1)) / (tolerance * size)
-        ratio = torch.where(lost, 0.0, torch.nan_to_num(ratio, nan=torch.inf))
-        worst = float(ratio.max()) if ratio.numel() else 0.0
+        proposal, errors, order = _extrapolate(field, y, slope, step * t, ratio)
+        worst = float(errors.max()) if errors.numel() else 0.0
         if worst > 1.0 and step <= _SMALLEST_STEP:
-            lost = lost | (ratio > 1.0)
+            lost, step = lost | (errors > 1.0), 1.0
             y, slope = _freeze(y, lost, start), _freeze(slope, lost, start)
-            step = 0.25
             continue
         if worst <= 1.0:
             done += step
             y = torch.where(_expand(lost, y), y, proposal)
-            slope = torch.where(_expand(lost, y), slope, next_slope)
-        step = max(step * min(4.0, max(0.2, 0.9 * max(worst, 1e-10) ** -0.2)), _SMALLEST_STEP)
+            slope = field(y) if done < 1.0 else slope
+        step = max(step * min(4.0, max(0.1, 0.8 * max(worst, 1e-12) ** (-1 / order))), _SMALLEST_STEP)
     return torch.where(_expand(lost, y), torch.nan, y)
 
 
-def _dormand_prince(field: Field, y: Tensor, slope: Tensor, dt: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """One step: the fifth-order proposal, its error estimate and the slope there."""
-    slopes = [slope]
-    for row in _STAGES:
-        at = y
-        for weight, k in zip(row, slopes):
-            if weight:
-                at = at + (dt * weight) * k
-        slopes.append(field(at))
-    error = sum((dt * weight) * k for weight, k in zip(_ERROR, slopes) if weight)
-    assert isinstance(error, Tensor)
-    return at, error, slopes[-1]
+def _extrapolate(
+    field: Field, y: Tensor, slope: Tensor, dt: float | Tensor, ratio: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, Tensor, int]:
+    """One Gragg-Bulirsch-Stoer step: midpoint rules extrapolated in ``dt^2`` until the last correction is small.
+
+    Returns the value, the correction relative to the tolerance, and the order in ``dt`` of that correction.
+    """
+    table: list[Tensor] = []
+    for k, count in enumerate(_SUBSTEPS):
+        h = dt / count
+        before, now = y, y + h * slope
+        for _ in range(count - 1):
+            before, now = now, before + (2 * h) * field(now)
+        row = [0.5 * (now + before + h * field(now))]
+        for j in range(k):
+            weight = 1.0 / ((count / _SUBSTEPS[k - 1 - j]) ** 2 - 1)
+            row.append(row[j] + weight * (row[j] - table[j]))
+        table = row
+        if k and (k == len(_SUBSTEPS) - 1 or bool((ratio(table[-1] - table[-2]) <= 1.0).all())):
+            break
+    return table[-1], ratio(table[-1] - table[-2]), 2 * k + 1
 
 
 def _expand(mask: Tensor, like: Tensor) -> Tensor:

@@ -132,12 +132,12 @@ def _triangle(x: Tensor, floor: float | None) -> Tensor:
     if floor is None:
         scale = torch.zeros((), dtype=x.real.dtype, device=x.device).expand(x.shape[:-2])
         if x.shape[-2] >= size:
-            return torch.linalg.qr(x, mode="r").R
+            return torch.linalg.qr(x).R  # mode="r" would save nothing here and has no derivative
     else:
         norm = torch.linalg.matrix_norm(x)
         scale = floor * torch.where(norm > 0, norm, torch.ones_like(norm))
     padded = torch.cat([x, scale[..., None, None] * eye.expand(*x.shape[:-2], size, size)], dim=-2)
-    return torch.linalg.qr(padded, mode="r").R
+    return torch.linalg.qr(padded).R
 
 
 def _deficient(r_g: Tensor, r_h: Tensor, threshold: float) -> Tensor:

@@ -6,6 +6,7 @@ pairs.  Search and Hessians work on ``z``, where the ball of a metric is an ordi
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 import torch
@@ -23,11 +24,14 @@ class Chart:
     that was given, and the same coordinates whichever gauge that was in.
     """
 
-    def __init__(self, layout: PairLayout, rest: Tensor, adaptive: bool, frames: Mapping[str, PairFrame]):
-        self.layout, self.rest, self.adaptive = layout, rest, adaptive
-        self.dtype, self.device = rest.dtype, rest.device
+    def __init__(self, layout: PairLayout, params: Params, adaptive: bool, frames: Mapping[str, PairFrame]):
+        self.layout, self.adaptive = layout, adaptive
+        self.dtypes = {name: p.dtype for name, p in params.items()}
+        self.dtype = functools.reduce(torch.promote_types, self.dtypes.values(), torch.float32)
+        rest = layout.pack(params)["rest"].to(self.dtype)
+        self.rest, self.device = rest, rest.device
         self.exact = dict(frames)
-        self.frames = {name: frame.to(rest.dtype) for name, frame in frames.items()}
+        self.frames = {name: frame.to(self.dtype) for name, frame in frames.items()}
         self.sizes = [rest.numel(), *(f.point.numel() * (2 if f.point.is_complex() else 1) for f in frames.values())]
         self.zeros = int((rest == 0).sum()) if adaptive else 0
         self.pairs = layout.pairs
@@ -68,7 +72,7 @@ class Chart:
             packed = {"rest": self._rest_curve(rest, t, method)}
             for name, pair in pairs.items():
                 packed[name] = self.frames[name].curve(pair, t, method, bound)
-            return self.layout.unpack(packed)
+            return self._unpack(packed)
 
     def tangent(self, z: Tensor) -> Params:
         """The tangent vector with coordinates ``z`` at the point as it was given (not balanced)."""
@@ -77,12 +81,12 @@ class Chart:
         for name, pair in pairs.items():
             frame = self.exact[name]
             packed[name] = frame.tangent(pair.to(frame.point.dtype)).to(self.frames[name].point.dtype)
-        return self.layout.unpack(packed)
+        return self._unpack(packed)
 
     def coordinates(self, u: Params) -> Tensor:
         """The coordinates of a tangent vector at the point as it was given."""
         packed = self.layout.pack(u)
-        rest = packed.pop("rest")
+        rest = packed.pop("rest").to(self.dtype)
         if self.adaptive:
             rest = torch.where(self.rest == 0, 0.0, rest / torch.where(self.rest == 0, 1.0, self.rest))
         pairs = {}
@@ -90,6 +94,9 @@ class Chart:
             frame = self.exact[name]
             pairs[name] = frame.coordinates(pair.to(frame.point.dtype)).to(self.frames[name].point.dtype)
         return self._join(rest, pairs)
+
+    def _unpack(self, packed: Mapping[str, Tensor]) -> Params:
+        return {name: tensor.to(self.dtypes[name]) for name, tensor in self.layout.unpack(packed).items()}
 
     def _rest_curve(self, z: Tensor, t: float | Tensor, method: str) -> Tensor:
         if not self.adaptive:

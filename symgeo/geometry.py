@@ -107,9 +107,10 @@ class ParameterManifold:
 
     def chart(self, params: Params) -> Chart:
         """Metric-orthonormal coordinates at ``params``, in the balanced gauge: for search and for Hessians."""
-        packed = {name: tensor.detach() for name, tensor in self.pack(params).items()}
+        params = {name: p.detach() for name, p in params.items()}
+        packed = self.pack(params)
         frames = {name: pair.frame(packed[name]) for name, pair in self.pairs.items()}
-        return Chart(self.layout, packed["rest"], self.rest == "adaptive", frames)
+        return Chart(self.layout, params, self.rest == "adaptive", frames)
 
 
 def _check_floating(params: Mapping[str, Tensor]) -> None:

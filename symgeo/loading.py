@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from symgeo.errors import is_out_of_memory
+
 FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 FORMS = "a folder that transformers can load, module:function, or a hub id owner/name"
@@ -81,9 +83,9 @@ def call(source: str, what: str) -> Any:
             )
         try:
             return function()
-        except (MemoryError, torch.OutOfMemoryError):
-            raise
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             raise ValueError(f"{what} {source}: {function_name}() raised {_named(error)}; correct it") from error
 
 
@@ -131,7 +133,7 @@ def _pretrained(source: str, local: bool) -> nn.Module:
             source, config=config, attn_implementation="eager", output_loading_info=True, **options
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        if "out of memory" in str(error).lower():
+        if is_out_of_memory(error):
             raise
         hint = "give a folder written by save_pretrained" if local else "check the id and the network, or give a folder"
         raise ValueError(f"MODEL {source}: transformers cannot load it ({str(error).strip()}); {hint}") from error

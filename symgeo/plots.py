@@ -27,6 +27,7 @@ LOOK = {
 }
 FONT: Any = {
     "font.size": 9,
+    "axes.titlesize": 10,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.axisbelow": True,
@@ -53,7 +54,7 @@ def plot_tau(correlations: Sequence[Correlation], path: str | Path) -> None:
     for axes, gap in zip(panels, gaps):
         for i, measure in enumerate(measures):
             found = [c for c in correlations if c.gap == gap and c.measure == measure and c.tau is not None]
-            _intervals(axes, found, 1 + 0.05 * (i - (len(measures) - 1) / 2))
+            _intervals(axes, found, 1 + 0.09 * (i - (len(measures) - 1) / 2))
         axes.axhline(0, color="black", linewidth=0.8)
         axes.set(
             title=f"rank correlation with the {gap}", xlabel="radius rho, in each measure's own units", ylim=(-1, 1)
@@ -91,7 +92,11 @@ def _radius_axis(axes: Axes, radii: Sequence[float]) -> None:
     if not radii:
         return
     axes.set_xscale("log")
-    axes.set_xticks(radii, [f"{rho:g}" for rho in radii])
+    ticks = [radii[0]]
+    for rho in radii:
+        if rho > 1.8 * ticks[-1]:  # labels closer than this overlap
+            ticks.append(rho)
+    axes.set_xticks(ticks, [f"{rho:g}" for rho in ticks])
     axes.minorticks_off()
     axes.set_xlim(radii[0] / 1.4, radii[-1] * 1.4)
 
@@ -150,6 +155,7 @@ def plot_orbit(orbit: Orbit, path: str | Path) -> None:
     right.set(title="the same, as relative change", ylabel="against the trained parameters", yscale="log")
     for axes in (left, right):
         axes.set(xlabel="condition number of the gauge change", xscale="log")
+        axes.xaxis.set_major_formatter("{x:g}")
     _legend_below(figure, right)
     _save(figure, path)
 

@@ -6,6 +6,8 @@ import math
 
 import pytest
 import torch
+from cases import manifold_case
+from laws import LAWS
 from torch import Tensor
 
 from manifolds import FactorPair
@@ -28,6 +30,12 @@ def definition(metric: str, x: Tensor, u: Tensor, v: Tensor) -> Tensor:
     (u_g, u_h), (v_g, v_h) = split(u, N), split(v, N)
     terms = p_g @ u_g.mH @ v_g, p_h @ u_h.mH @ v_h
     return sum(term.diagonal(dim1=-2, dim2=-1).sum(-1).real for term in terms)
+
+
+@pytest.mark.parametrize("law", LAWS, ids=lambda law: law.__name__)
+@pytest.mark.parametrize("name", ["factor-inv", "factor-mix"])
+def test_laws(name: str, law) -> None:
+    law(manifold_case(name, seed=1))
 
 
 @pytest.mark.parametrize(("dtype", "metric"), KINDS)

@@ -17,6 +17,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     from typer.main import get_command
 
+    # idle OpenMP threads that spin make small models 20 times slower wherever the cores are shared
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
         code = get_command(app).main(arguments, prog_name="symgeo", standalone_mode=False)

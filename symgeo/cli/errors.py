@@ -4,6 +4,8 @@ from typing import Any
 
 import typer
 
+from symgeo.errors import is_out_of_memory
+
 # typer carries its own copy of click since 0.26; these are the classes of whichever it uses
 UsageError: Any = typer.BadParameter.__base__
 ClickException: Any = UsageError.__base__
@@ -33,7 +35,7 @@ def explain(error: BaseException) -> tuple[int, str]:
 def _message(error: BaseException) -> str:
     if isinstance(error, ClickException):
         return error.format_message()
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _is_memory(str(error))):
+    if is_out_of_memory(error):
         return OUT_OF_MEMORY
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename or 'file'}: {error.strerror.lower()}; choose another path or fix its permissions"
@@ -42,11 +44,6 @@ def _message(error: BaseException) -> str:
     if isinstance(error, (Failure, ValueError, OSError, ImportError)) and str(error):
         return str(error)
     return f"{type(error).__name__}: {error}; SYMGEO_TRACEBACK=1 shows where it comes from"
-
-
-def _is_memory(message: str) -> bool:
-    lowered = message.lower()
-    return "out of memory" in lowered or "can't allocate memory" in lowered or "not enough memory" in lowered
 
 
 def _usage_message(error: Any) -> str:

@@ -116,8 +116,8 @@ def _orbit_sentence(orbit: Orbit) -> str:
         f"{max(orbit.conditions):g}, which moves the parameters by up to {max(orbit.moved):.1f} times their norm. Its "
         f"outputs changed by at most {max(orbit.output_change):.0e} of the largest; geodesic sharpness by at most "
         f"{max(orbit.change('geodesic inv')):.0e} (inv) and {max(orbit.change('geodesic mix')):.0e} (mix) of its "
-        f"value: rounding. Adaptive sharpness ranged from {min(adaptive):.2g} to {max(adaptive):.2g} times its value at "
-        "the trained parameters."
+        f"value: rounding. Adaptive sharpness ranged from {min(adaptive):.2g} to {max(adaptive):.2g} times its value "
+        "at the trained parameters."
     )
 
 

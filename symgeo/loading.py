@@ -140,9 +140,9 @@ def _pretrained(source: str, local: bool) -> nn.Module:
     missing = sorted(info["missing_keys"])
     if missing:
         raise ValueError(
-            f"MODEL {source}: the weights lack {len(missing)} parameters of {type(model).__name__}, which would be random "
-            f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}); name the class that was saved in "
-            'config.json under "architectures"'
+            f"MODEL {source}: the weights lack {len(missing)} parameters of {type(model).__name__}, which would be "
+            f"random ({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}); name the class that was saved "
+            'in config.json under "architectures"'
         )
     loaded: nn.Module = model
     return loaded

@@ -161,15 +161,17 @@ def plot_orbit(orbit: Orbit, path: str | Path) -> None:
 
 
 def plot_history(result: SharpnessResult, path: str | Path) -> None:
-    """The increase of the loss over the evaluations of the search: one line for each batch, and their best."""
+    """The increase of the loss over the evaluations of the search: one line for each batch, and the mean."""
     figure, (axes,) = _figure(1, 1, height=3.4, width=5.2)
     for history in result.history:
         axes.plot([value - history[0] for value in history], color="#0072B2", alpha=0.35, linewidth=1)
-    axes.axhline(result.value, color="#D55E00", linewidth=1.2, linestyle="--", label=f"sharpness {result.value:.4g}")
+    axes.axhline(result.value, color="#D55E00", linewidth=1.2, linestyle="--")
     axes.set(
-        title=f"{result.kind}, rho = {result.rho:g}", xlabel="evaluation", ylabel="increase of the loss of a batch"
+        title=f"{result.kind} sharpness {result.value:.4g} (dashed), rho = {result.rho:g}",
+        xlabel="evaluation",
+        ylabel="increase of the loss of each batch",
     )
-    axes.legend(loc="lower right")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     _save(figure, path)
 
 

@@ -111,11 +111,11 @@ def _finish(name: str, options: dict[str, Any], run: Run, work: Callable[[], Out
     guard: AbstractContextManager[Any] = redirect_stdout(sys.stderr) if to_stdout else nullcontext()
     with guard:  # whatever a user's function prints, the document stays alone on standard output
         outcome = work()
+    if not to_stdout and outcome.text:
+        print(outcome.text, flush=True)
     if run.json:
         settings = {**options, "seed": run.seed, "device": run.device, "dtype": run.dtype}
         document = report.document(name, settings, outcome.result, time.perf_counter() - start)
         report.write_json(run.json, document)
-    if not to_stdout and outcome.text:
-        print(outcome.text)
     if outcome.failure:
         raise Failure(outcome.failure)

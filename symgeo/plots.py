@@ -162,6 +162,8 @@ def plot_orbit(orbit: Orbit, path: str | Path) -> None:
 
 def plot_history(result: SharpnessResult, path: str | Path) -> None:
     """The increase of the loss over the evaluations of the search: one line for each batch, and the mean."""
+    from matplotlib.ticker import MaxNLocator
+
     figure, (axes,) = _figure(1, 1, height=3.4, width=5.2)
     for history in result.history:
         axes.plot([value - history[0] for value in history], color="#0072B2", alpha=0.35, linewidth=1)
@@ -171,7 +173,7 @@ def plot_history(result: SharpnessResult, path: str | Path) -> None:
         xlabel="evaluation",
         ylabel="increase of the loss of each batch",
     )
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     _save(figure, path)
 
 

@@ -74,7 +74,9 @@ def iteration(loss: Callable[..., Tensor], params: dict[str, Tensor], data: dict
     return run
 
 
-def forward_backward(loss: Callable[..., Tensor], params: dict[str, Tensor], data: dict[str, Tensor]) -> Callable[[], float]:
+def forward_backward(
+    loss: Callable[..., Tensor], params: dict[str, Tensor], data: dict[str, Tensor]
+) -> Callable[[], float]:
     """Seconds of the loss and its gradient with respect to every parameter."""
     leaves = {name: p.detach().clone().requires_grad_() for name, p in params.items()}
 

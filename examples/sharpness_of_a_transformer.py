@@ -86,7 +86,8 @@ def main() -> None:
         rows.append({"point": name, "loss": float(loss(point, batches[0])), "geodesic": geodesic.value,
                      "adaptive": adaptive.value})
 
-    print(f"{sum(p.numel() for p in params.values())} parameters, {symmetry.dimension(params)} flat directions explained")
+    count = sum(p.numel() for p in params.values())
+    print(f"{count} parameters, {symmetry.dimension(params)} flat directions explained by symmetry")
     print(f"{'point':10} {'loss':>12} {'geodesic':>14} {'adaptive':>14}")
     for row in rows:
         print(f"{row['point']:10} {row['loss']:12.8f} {row['geodesic']:14.10f} {row['adaptive']:14.10f}")
@@ -94,7 +95,8 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     figure, axes = plt.subplots(figsize=(5.2, 3.2), layout="constrained")
     for kind, marker in (("geodesic", "o"), ("adaptive", "s")):
-        axes.plot([row["point"] for row in rows], [row[kind] / rows[0][kind] for row in rows], marker=marker, label=kind)
+        names, ratios = [row["point"] for row in rows], [row[kind] / rows[0][kind] for row in rows]
+        axes.plot(names, ratios, marker=marker, label=kind)
     axes.set(ylabel="sharpness / sharpness of the trained point", title="Four points, one function", yscale="log")
     axes.legend(frameon=False)
     figure.savefig(options.out / "sharpness_of_a_transformer.png", dpi=150)

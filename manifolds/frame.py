@@ -139,7 +139,7 @@ class PairFrame:
     def _relaxed_metric(self) -> RelaxedMetric:
         if self.relaxed:
             raise ValueError(
-                f"{int(self.deficient.sum())} pairs lack full rank: with eps > 0 only geodesic='linear' is defined there"
+                f"{int(self.deficient.sum())} pairs lack full rank: with eps > 0 only geodesic='linear' exists there"
             )
         return RelaxedMetric(self.rows, self.metric, self.eps)
 

@@ -27,7 +27,10 @@ _HOMES = {
     "euclidean_sharpness": "symgeo.sharpness",
     "average_sharpness": "symgeo.sharpness",
 }
-_MODULES = ("groups", "symmetry", "models", "geometry", "sharpness", "data", "demo", "plots", "report")
+_MODULES = (
+    "groups", "symmetry", "models", "geometry", "sharpness", "data", "study", "loading", "batches", "demo", "plots",
+    "report",
+)
 
 if TYPE_CHECKING:
     from symgeo.errors import SymmetryError

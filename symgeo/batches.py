@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, mse_loss
 
-from symgeo.functional import Loss, functional_loss
+from symgeo.errors import is_out_of_memory
+from symgeo.functional import Loss, Params, functional_loss
 from symgeo.loading import FUNCTION, call
 
 FORMATS = """SPEC is one of
@@ -63,7 +65,28 @@ def place(batch: Any, device: torch.device, dtype: torch.dtype) -> Any:
 
 def default_loss(model: nn.Module, batch: Any) -> Loss:
     """The loss for batches like this one: ``output.loss`` for dictionaries, else :func:`supervised`."""
-    return functional_loss(model, None if isinstance(batch, Mapping) else supervised)
+    plain = functional_loss(model, None if isinstance(batch, Mapping) else supervised)
+
+    def loss(params: Params, batch: Any) -> Tensor:
+        with naming_the_data(model):
+            return plain(params, batch)
+
+    return loss
+
+
+@contextmanager
+def naming_the_data(model: nn.Module) -> Iterator[None]:
+    """Whatever a model raises on batches that do not fit it, as one ValueError that says where to look."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, IndexError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"data: {type(model).__name__} cannot compute its loss on a batch ({reason}); "
+            "check columns, shapes and labels"
+        ) from error
 
 
 def supervised(output: Any, target: Tensor) -> Tensor:

@@ -26,7 +26,8 @@ class Chart:
 
     def __init__(self, layout: PairLayout, params: Params, adaptive: bool, frames: Mapping[str, PairFrame]):
         self.layout, self.adaptive = layout, adaptive
-        self.dtypes = {name: p.dtype for name, p in params.items()}
+        self.constants = {name: p for name, p in params.items() if name not in layout.shapes}
+        self.order, self.dtypes = list(params), {name: params[name].dtype for name in layout.shapes}
         self.dtype = functools.reduce(torch.promote_types, self.dtypes.values(), torch.float32)
         rest = layout.pack(params)["rest"].to(self.dtype)
         self.rest, self.device = rest, rest.device
@@ -72,7 +73,7 @@ class Chart:
             packed = {"rest": self._rest_curve(rest, t, method)}
             for name, pair in pairs.items():
                 packed[name] = self.frames[name].curve(pair, t, method, bound)
-            return self._unpack(packed)
+            return self._unpack(packed, self.constants)
 
     def tangent(self, z: Tensor) -> Params:
         """The tangent vector with coordinates ``z`` at the point as it was given (not balanced)."""
@@ -81,7 +82,7 @@ class Chart:
         for name, pair in pairs.items():
             frame = self.exact[name]
             packed[name] = frame.tangent(pair.to(frame.point.dtype)).to(self.frames[name].point.dtype)
-        return self._unpack(packed)
+        return self._unpack(packed, {name: torch.zeros_like(p) for name, p in self.constants.items()})
 
     def coordinates(self, u: Params) -> Tensor:
         """The coordinates of a tangent vector at the point as it was given."""
@@ -95,8 +96,9 @@ class Chart:
             pairs[name] = frame.coordinates(pair.to(frame.point.dtype)).to(self.frames[name].point.dtype)
         return self._join(rest, pairs)
 
-    def _unpack(self, packed: Mapping[str, Tensor]) -> Params:
-        return {name: tensor.to(self.dtypes[name]) for name, tensor in self.layout.unpack(packed).items()}
+    def _unpack(self, packed: Mapping[str, Tensor], constants: Params) -> Params:
+        moved = {name: tensor.to(self.dtypes[name]) for name, tensor in self.layout.unpack(packed).items()}
+        return {name: moved[name] if name in moved else constants[name] for name in self.order}
 
     def _rest_curve(self, z: Tensor, t: float | Tensor, method: str) -> Tensor:
         if not self.adaptive:
@@ -112,8 +114,9 @@ class Chart:
         rest, *pieces = z.split(self.sizes)
         pairs = {}
         for (name, frame), piece in zip(self.frames.items(), pieces):
-            shape = frame.point.shape
-            pairs[name] = torch.complex(*piece.view(*shape, 2).unbind(-1)) if frame.point.is_complex() else piece.view(shape)
+            if frame.point.is_complex():
+                piece = torch.complex(*piece.view(-1, 2).unbind(-1))
+            pairs[name] = piece.view(frame.point.shape)
         return rest, pairs
 
     def _join(self, rest: Tensor, pairs: Mapping[str, Tensor]) -> Tensor:

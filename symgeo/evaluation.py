@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from symgeo.batches import supervised
+from symgeo.batches import naming_the_data, supervised
 
 
 def gaps(model: nn.Module, train: Sequence[Any], test: Sequence[Any]) -> dict[str, float]:
@@ -23,7 +23,8 @@ def evaluate(model: nn.Module, batches: Sequence[Any]) -> dict[str, float]:
     total, losses, errors = 0, 0.0, 0.0
     classified = True
     for batch in batches:
-        loss, wrong, size = _one(model, batch)
+        with naming_the_data(model):
+            loss, wrong, size = _one(model, batch)
         total += size
         losses += loss * size
         errors += wrong or 0.0

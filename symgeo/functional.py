@@ -42,7 +42,7 @@ def functional_loss(model: nn.Module, criterion: Callable[..., Tensor] | None = 
             return value
         if isinstance(batch, (tuple, list)) and len(batch) == 2:
             if criterion is None:
-                raise ValueError("functional_loss: (x, y) batches need a criterion, e.g. torch.nn.functional.cross_entropy")
+                raise ValueError("functional_loss: (x, y) batches need a criterion, e.g. torch.nn.CrossEntropyLoss()")
             return criterion(torch.func.functional_call(model, params, (batch[0],)), batch[1])
         raise ValueError(f"functional_loss: a batch must be (x, y) or a mapping; got {type(batch).__name__}")
 

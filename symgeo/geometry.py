@@ -31,7 +31,8 @@ class ParameterManifold:
     nothing is quotiented.  ``eps`` relaxes the pair metrics covariantly.
 
     The tangent space is the horizontal space: what is orthogonal to the group orbits.  Parameters that are
-    exactly zero have no adaptive metric: they are left out (their tangent entries are 0).
+    exactly zero have no adaptive metric: they are left out (their tangent entries are 0).  So are parameters that
+    the symmetry calls frozen: they are constants.
 
     Methods take any ``Params`` of the same names and shapes.  Raises ``ValueError`` (``SymmetryError`` for the
     declaration) that names the parameter, what was needed and what was found.
@@ -52,25 +53,31 @@ class ParameterManifold:
             raise ValueError(f"ParameterManifold: rest must be one of {', '.join(RESTS)}; got {rest!r}")
         _check_floating(params)
         self.symmetry, self.metric, self.rest, self.eps = symmetry, metric, rest, eps
+        self.shapes = {name: tuple(p.shape) for name, p in params.items()}
         self.layout = PairLayout(params, symmetry.bind(params) if symmetry else None)
         self.pairs = {name: FactorPair(rows, metric, eps) for name, rows in self.layout.rows.items()}
         self.product = Product({"rest": RESTS[rest](), **self.pairs})
 
     def pack(self, params: Mapping[str, Tensor], what: str = "params") -> dict[str, Tensor]:
         """A dict of parameters (or a tangent vector) as one flat vector and batches of stacked pairs."""
-        for name, shape in self.layout.shapes.items():
+        for name, shape in self.shapes.items():
             if name not in params:
                 raise ValueError(f"{what}: parameter {name!r} of shape {shape} is missing")
             if tuple(params[name].shape) != shape:
                 raise ValueError(f"{what}: {name!r} must have shape {shape}; got {tuple(params[name].shape)}")
-        unknown = [name for name in params if name not in self.layout.shapes]
+        unknown = [name for name in params if name not in self.shapes]
         if unknown:
             raise ValueError(f"{what}: {unknown[0]!r} is not a parameter of this manifold")
         return self.layout.pack(params)
 
-    def unpack(self, packed: Mapping[str, Tensor]) -> Params:
-        """The inverse of :meth:`pack`."""
-        return self.layout.unpack(packed)
+    def unpack(self, packed: Mapping[str, Tensor], constants: Params | None = None) -> Params:
+        """The inverse of :meth:`pack`; frozen parameters are those of ``constants``."""
+        moved = self.layout.unpack(packed)
+        return {name: moved[name] if name in moved else (constants or {})[name] for name in self.shapes}
+
+    def _vector(self, packed: Mapping[str, Tensor], params: Params) -> Params:
+        """A packed tangent vector as Params, zero for frozen parameters."""
+        return self.unpack(packed, {n: torch.zeros_like(p) for n, p in params.items() if n not in self.layout.shapes})
 
     def inner(self, params: Params, u: Params, v: Params) -> Tensor:
         """``<u, v>`` at ``params``, a scalar."""
@@ -82,15 +89,15 @@ class ParameterManifold:
 
     def horizontal(self, params: Params, u: Params) -> Params:
         """The metric-orthogonal projection of ``u`` onto the horizontal space."""
-        return self.unpack(self.product.proju(self.pack(params), self.pack(u, "u")))
+        return self._vector(self.product.proju(self.pack(params), self.pack(u, "u")), params)
 
     def rgrad(self, params: Params, egrad: Params) -> Params:
         """The horizontal Riemannian gradient: ``<rgrad, u> = sum egrad u`` for every horizontal ``u``."""
-        return self.unpack(self.product.egrad2rgrad(self.pack(params), self.pack(egrad, "egrad")))
+        return self._vector(self.product.egrad2rgrad(self.pack(params), self.pack(egrad, "egrad")), params)
 
     def christoffel(self, params: Params, u: Params) -> Params:
         """Gamma(u, u), with ``c'' = -Gamma(c', c')`` along geodesics."""
-        return self.unpack(self.product.christoffel(self.pack(params), self.pack(u, "u")))
+        return self._vector(self.product.christoffel(self.pack(params), self.pack(u, "u")), params)
 
     def geodesic(self, params: Params, u: Params, method: str = "exact") -> Callable[[float | Tensor], Params]:
         """The curve ``t -> Params`` from ``params`` with velocity ``u``: "exact", "taylor2" or "linear".
@@ -98,7 +105,7 @@ class ParameterManifold:
         Raises ``ValueError`` from the curve where a mix geodesic leaves the domain of its metric.
         """
         curve = self.product.geodesic(self.pack(params), self.pack(u, "u"), method)
-        return lambda t: self.unpack(curve(t))
+        return lambda t: self.unpack(curve(t), params)
 
     def random_tangent(self, params: Params, generator: torch.Generator | None = None) -> Params:
         """A horizontal vector, standard normal in metric-orthonormal coordinates."""

@@ -90,23 +90,27 @@ def _from_planes(pairs: Tensor, group: Rotary, size: int) -> Tensor:
 class PairLayout:
     """How a dict of parameters becomes batches of factor pairs and one flat vector, and back.
 
+    Frozen parameters are in neither: they are constants.
+
     Raises ``SymmetryError`` naming group and parameter where a declaration is no factor pair: a group with
     only one side, two such groups on one block, or one group on two axes of a block.
     """
 
     def __init__(self, params: Params, action: Action | None):
-        self.shapes = {name: tuple(p.shape) for name, p in params.items()}
+        self.shapes = {name: tuple(p.shape) for name, p in params.items() if not (action and name in action.frozen)}
         self.layouts: dict[str, Layout] = dict(action.layouts) if action else {}
         instances = _instances(action) if action else []
         signatures = list(dict.fromkeys(instance.signature for instance in instances))
         self.buckets = {
-            f"pairs {n}+{m}x{h}{pairing and ' rotary '}{pairing}": [i for i in instances if i.signature == (n, m, h, pairing)]
+            f"pairs {n}+{m}x{h}{pairing and ' rotary '}{pairing}": [
+                instance for instance in instances if instance.signature == (n, m, h, pairing)
+            ]
             for n, m, h, pairing in signatures
         }
         self.rows = {name: bucket[0].signature[0] for name, bucket in self.buckets.items()}
         owned = {key(block) for instance in instances for block in instance.blocks}
         self.split_names = {name for name, _ in owned}
-        self.rest = [place for name in params for place in self._keys(name) if place not in owned]
+        self.rest = [place for name in self.shapes for place in self._keys(name) if place not in owned]
         self.rest_shapes = [self._block_shape(place) for place in self.rest]
 
     @property

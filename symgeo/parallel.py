@@ -56,5 +56,5 @@ def one_thread() -> Iterator[None]:
 
 
 def _start() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # on Ctrl-C only the parent speaks
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # on Ctrl-C end at once, and leave it to the parent to speak
     torch.set_num_threads(1)

@@ -92,8 +92,18 @@ class Study:
 
     @property
     def failures(self) -> list[str]:
-        """One line for every measurement without a value, and for every gap that is not finite."""
-        lines = [f"{m.model}, {m.measure} at rho {m.rho:g}: {m.reason}" for m in self.measurements if m.value is None]
+        """One line for every model that failed throughout, for every other measurement without a value, and for
+        every gap that is not finite."""
+        reasons: dict[str, set[str]] = {}
+        for m in self.measurements:
+            reasons.setdefault(m.model, set()).add(m.reason if m.value is None else "")
+        whole = {model: found.pop() for model, found in reasons.items() if len(found) == 1 and found != {""}}
+        lines = [f"{model}: {reason}" for model, reason in whole.items()]
+        lines += [
+            f"{m.model}, {m.measure} at rho {m.rho:g}: {m.reason}"
+            for m in self.measurements
+            if m.value is None and m.model not in whole
+        ]
         return lines + [
             f"{model}, {name}: {value}, which is not finite"
             for model, gaps in self.gaps.items()

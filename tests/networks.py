@@ -40,8 +40,8 @@ def gpt2() -> nn.Module:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     return randomise(GPT2LMHeadModel(GPT2Config(
-        vocab_size=VOCABULARY, n_embd=21, n_layer=2, n_head=3, n_inner=37, n_positions=16, bos_token_id=0, eos_token_id=0,
-        attn_implementation="eager")))
+        vocab_size=VOCABULARY, n_embd=21, n_layer=2, n_head=3, n_inner=37, n_positions=16, bos_token_id=0,
+        eos_token_id=0, attn_implementation="eager")))
 
 
 def vit() -> nn.Module:

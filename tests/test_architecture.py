@@ -71,7 +71,7 @@ def test_the_layers_name_only_what_exists() -> None:
 
 
 def test_manifolds_know_no_network() -> None:
-    code = "import manifolds, sys; sys.exit(any(name.split('.')[0] in ('symgeo', 'transformers') for name in sys.modules))"
+    code = "import manifolds, sys; sys.exit(any(n.split('.')[0] in ('symgeo', 'transformers') for n in sys.modules))"
     assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=ROOT, check=False).returncode == 0
 
 

@@ -171,7 +171,7 @@ def test_script_without_a_main_guard_is_told_so(tmp_path: Path) -> None:
     )
     ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
     assert ended.returncode == 1
-    assert "RuntimeError: a training process died; in a script, call under if __name__" in ended.stderr
+    assert "RuntimeError: a worker process died; in a script, call under if __name__" in ended.stderr
 
 
 def test_bad_arguments_are_named(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def test_script_runs(script: Path, tmp_path: Path) -> None:
     pictures = list(tmp_path.rglob("*.png"))
     assert pictures and all(picture.stat().st_size > 5000 for picture in pictures)
     for record in tmp_path.rglob("*.json"):
-        json.loads(record.read_text(), parse_constant=lambda name: pytest.fail(f"{record.name} holds {name}"))
+        json.loads(record.read_text(), parse_constant=lambda name: pytest.fail(f"a record holds {name}"))
     assert result.stdout.strip()
 
 

@@ -30,7 +30,8 @@ def attention(seed: int = 0) -> tuple[Params, Symmetry]:
     params = {name: torch.randn(*shape, generator=g, dtype=torch.float64) for name, shape in shapes.items()}
     # 2 key-value heads of size 2 (one rotary plane), 2 query heads for each
     symmetry = Symmetry(
-        {"q": "(K G e*) _", "kv": "(K e + K f) _", "kv_bias": "(K e + K f)", "o": "_ (K G f*)", "B": "_ r", "A": "r* _"},
+        {"q": "(K G e*) _", "kv": "(K e + K f) _", "kv_bias": "(K e + K f)", "o": "_ (K G f*)",
+         "B": "_ r", "A": "r* _"},
         {"K": Permutation(), "e": Rotary(per="K"), "f": GeneralLinear(per="K"), "r": GeneralLinear()},
         sizes={"K": 2, "G": 2},
     )
@@ -85,7 +86,8 @@ def test_gradient_is_dual_to_horizontal_vectors(metric: str) -> None:
     params, symmetry = attention()
     manifold = ParameterManifold(params, symmetry, metric)
     covector, u = noise(params, 1), manifold.random_tangent(params, generator(2))
-    assert torch.allclose(manifold.inner(params, manifold.rgrad(params, covector), u), flat(covector) @ flat(u), rtol=1e-10)
+    gradient = manifold.rgrad(params, covector)
+    assert torch.allclose(manifold.inner(params, gradient, u), flat(covector) @ flat(u), rtol=1e-10)
     assert manifold.norm(params, u) > 1
 
 
@@ -103,7 +105,8 @@ def test_invariance_along_the_orbit(metric: str, rest: str) -> None:
     assert torch.allclose(flat(manifold.horizontal(moved, v)), flat(v), rtol=1e-8, atol=1e-9)
     step = {name: 0.1 * x for name, x in u.items()}
     there = manifold.geodesic(moved, action.act(element, step))(1.0)
-    assert torch.allclose(flat(there), flat(action.act(element, manifold.geodesic(params, step)(1.0))), rtol=1e-7, atol=1e-9)
+    carried = action.act(element, manifold.geodesic(params, step)(1.0))
+    assert torch.allclose(flat(there), flat(carried), rtol=1e-7, atol=1e-9)
     euclidean = ParameterManifold(params, None, rest=rest)
     assert abs(float(euclidean.norm(moved, v) / euclidean.norm(params, u)) - 1) > 1e-2
 
@@ -169,6 +172,22 @@ def test_zeros_are_left_out() -> None:
     assert manifold.horizontal(params, ones)["w"].tolist() == [1.0, 0.0, 1.0]
     assert manifold.geodesic(params, ones)(1.0)["w"][1] == 0
     assert torch.allclose(manifold.inner(params, ones, ones), torch.tensor(1.25, dtype=torch.float64))
+
+
+def test_frozen_parameters_are_constants() -> None:
+    params, symmetry = attention()
+    frozen = Symmetry(symmetry.tensors, symmetry.groups, symmetry.sizes, frozen={"A", "gain"})
+    manifold = ParameterManifold(params, frozen)
+    assert manifold.layout.pairs == 4 and ParameterManifold(params, symmetry).layout.pairs == 5  # B A is no pair now
+    u = manifold.horizontal(params, noise(params, 1))
+    assert not u["A"].any() and not u["gain"].any() and u["B"].any()
+    reached = manifold.geodesic(params, {name: 0.1 * x for name, x in u.items()})(1.0)
+    assert torch.equal(reached["A"], params["A"]) and not torch.equal(reached["B"], params["B"])
+    chart = manifold.chart(params)
+    point, tangent = chart.point(0.1 * chart.random(generator())), chart.tangent(chart.random(generator()))
+    assert list(point) == list(params) == list(tangent)
+    assert torch.equal(point["gain"], params["gain"]) and not tangent["gain"].any()
+    assert torch.allclose(manifold.norm(params, params), manifold.norm(params, params | {"A": 5 * params["A"]}))
 
 
 def test_float32_and_mixed_dtypes() -> None:

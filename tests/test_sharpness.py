@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from networks import bert, language_loss, llama, params_of, randomise
-from paper_figs import _beta_space, _closed_forms
 from torch import Tensor, nn
 
+from paper_figs import _beta_space, _closed_forms
 from symgeo import (
     ParameterManifold,
     Symmetry,
@@ -112,7 +112,8 @@ def test_monotone_in_rho_and_first_order_is_the_gradient_norm() -> None:
     loss, data = language_loss(model, labels=3)
     params = params_of(model)
     manifold = ParameterManifold(params, find_symmetry(model))
-    values = [geodesic_sharpness(loss, params, data[:1], manifold, rho, steps=10).value for rho in (0.0, 0.05, 0.1, 0.3)]
+    radii = (0.0, 0.05, 0.1, 0.3)
+    values = [geodesic_sharpness(loss, params, data[:1], manifold, rho, steps=10).value for rho in radii]
     assert values[0] == 0 and values == sorted(values) and values[1] > 0
     leaves = {name: p.clone().requires_grad_() for name, p in params.items()}
     gradients = torch.autograd.grad(loss(leaves, data[0]), list(leaves.values()), allow_unused=True)

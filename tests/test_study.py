@@ -44,7 +44,7 @@ def test_failures_are_named_and_counted():
     unknown = candidate("d", 4.0, float("nan"))
     found = study(candidates(b=bad, d=unknown), rhos=[0.1], measures=["adaptive"], steps=2)
     assert [(c.gap, c.n, c.tau) for c in found.correlations] == [("gap", 3, 1.0), ("minus", 3, -1.0)]
-    assert any(line.startswith("b, adaptive at rho 0.1: the loss at the parameters is nan") for line in found.failures)
+    assert any(line.startswith("b: the loss at the parameters is nan") for line in found.failures)
     assert any(line.startswith("d, gap: nan") for line in found.failures)
     row = next(row for row in found.to_dict()["measurements"] if row["model"] == "b")
     assert row["value"] is None and "nan" in row["reason"]
@@ -61,7 +61,7 @@ def test_a_model_that_does_not_load_is_recorded():
         raise ValueError("cut off")
 
     found = study([*candidates(), Lazy("lost", load)], rhos=[0.1], measures=["euclidean"], steps=2)
-    assert found.failures == ["lost, euclidean at rho 0.1: cut off"] and found.correlations[0].n == 5
+    assert found.failures == ["lost: cut off"] and found.correlations[0].n == 5
 
 
 def test_radii_by_measure_and_progress():

@@ -57,12 +57,14 @@ def study(
     taken over all data.
     """
     plot_target(plot)
+    from symgeo.batches import load_splits
     from symgeo.loading import kind_of
     from symgeo.study import Lazy
     from symgeo.study import study as measure
 
     for checkpoint in checkpoints:
         kind_of(checkpoint)
+    load_splits(data, batch_size)
     models = [Lazy(name, Load(name, data, batch_size, batches, run)) for name in dict.fromkeys(checkpoints)]
     with bar("models", not run.quiet) as advance:
         found = measure(
@@ -117,6 +119,7 @@ class Load:
 
 def _failure(found: "Study") -> str:
     if all(c.tau is None for c in found.correlations):
-        reason = found.correlations[0].reason if found.correlations else "no model was measured"
+        left_out = found.failures[0] if found.failures else "no model was measured"
+        reason = found.correlations[0].reason if found.correlations else left_out
         return f"no correlation could be computed: {reason}; give at least 3 models that differ"
     return ""

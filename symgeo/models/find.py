@@ -10,11 +10,13 @@ import torch
 from torch import nn
 
 from symgeo.errors import SymmetryError
+from symgeo.functional import Params
 from symgeo.models.families import FAMILIES
 from symgeo.models.family import Family, qualified_names
 from symgeo.models.generators import layer_symmetry
 from symgeo.models.probe import evaluating, full_precision, inputs, output_function
 from symgeo.symmetry import CheckReport, Symmetry, check
+from symgeo.symmetry.check import Function
 
 # what a part with learned weights is usually called; such a part outside every table is named, not ignored
 SUSPECT = re.compile(r"Attention|Attn|MLP|FeedForward|FFN|EncoderLayer|DecoderLayer|Expert|LSTM|GRU|RNN")
@@ -140,8 +142,9 @@ def verify(model: nn.Module, found: list[Found], frozen: frozenset[str]) -> list
         symmetry = _relative(_union(inside, frozen), prefix)
         params = {name: full_precision(p.detach()) for name, p in module.named_parameters()}
         with evaluating(module):
-            report = check(symmetry, output_function(module, call), params, samples=1,
-                           generator=torch.Generator().manual_seed(1))
+            report = _try(symmetry, output_function(module, call), params, by_group=False)
+            if not report.ok:
+                report = _try(symmetry, output_function(module, call), params, by_group=True)
         _judge(report, module, inside[0].family)
         reports.append(report)
     if waiting:
@@ -151,6 +154,10 @@ def verify(model: nn.Module, found: list[Found], frozen: frozenset[str]) -> list
             "that transformers built, or declare the symmetry with symgeo.Symmetry and verify it with symgeo.check"
         )
     return reports
+
+
+def _try(symmetry: Symmetry, f: Function, params: Params, by_group: bool) -> CheckReport:
+    return check(symmetry, f, params, samples=1, generator=torch.Generator().manual_seed(1), by_group=by_group)
 
 
 def _probes(module: nn.Module, prefix: str) -> list[tuple[str, nn.Module]]:

@@ -51,6 +51,8 @@ def geodesic_sharpness(
     >>> round(result.value, 9) == round(2 * 2**0.5 * 0.1 * abs(2 - 1) + 2 * 0.1**2, 9)
     True
     """
+    if not isinstance(manifold, ParameterManifold):
+        raise ValueError(f"manifold must be a symgeo.ParameterManifold; got {type(manifold).__name__}")
     if geodesic not in METHODS:
         raise ValueError(f"geodesic must be one of {', '.join(METHODS)}; got {geodesic!r}")
     kind = f"geodesic {manifold.metric}"

@@ -33,6 +33,7 @@ class Action:
     declared: the name that the user wrote for each name here, `e[layers.*]`
     layouts: for each declared parameter how it splits into blocks
     shifts: the translations
+    frozen: parameters that nothing here moves
     device, dtype: where and how elements are drawn
     """
 
@@ -42,6 +43,7 @@ class Action:
             declaration.tensors, self.shapes, declaration.groups, declaration.sizes
         )
         self.declared = declaration.declared
+        self.frozen = frozenset(declaration.frozen)
         chain_of = chains(declaration.groups)
         blocks = find_blocks(self.layouts, declaration.groups, chain_of)
         self.groups: dict[str, Group] = {

@@ -214,11 +214,11 @@ def follow(model: Model, seeds: range, steps: int) -> Orbit:
 
 def draw(size: str, seed: int) -> tuple[Figure, dict[str, Any]]:
     """One model (small) or two (full), a row of panels for each."""
-    examples, training_steps, draws, steps = {"small": (32, 200, 2, 8), "full": (128, 2000, 8, 20)}[size]
+    examples, training_steps, draws, steps = {"small": (32, 120, 2, 6), "full": (64, 1000, 5, 12)}[size]
     models = [vit(examples, training_steps, seed)]
     notes = list(NOTES)
     if size == "full" and find_spec("transformers"):
-        models.append(bert(examples, training_steps // 4, seed))
+        models.append(bert(examples, training_steps // 2, seed))
     elif size == "full":
         notes.append("transformers is not installed, so that BERT is missing.")
     orbits = {model.name: follow(model, range(seed, seed + draws), steps) for model in models}

@@ -30,8 +30,9 @@ CAVEATS = (
     "not cover another task.",
     "Equal rho are not equal distances: Euclidean, adaptive and geodesic radii have different units. Compare whole "
     "curves over rho, not points.",
-    "rho was not tuned: the radii run in half-decades from where the loss of the median model rises by about 0.01, "
-    "and every one that was measured is shown. Picking the best one afterwards would flatter any measure.",
+    "The radii run in half-decades over the range in which the loss of the median model rises, and were fixed by that "
+    "increase after a coarser first sweep on these models. Picking the best radius afterwards would flatter any "
+    "measure: read the whole curves.",
     "The search finds a lower bound of the true maximum, with the same number of steps for all measures.",
     "Many intervals are shown at once; some exclude 0 by chance.",
 )
@@ -64,7 +65,7 @@ def page(images: Path, document: Mapping[str, Any], study: Study, orbit: Orbit) 
         table(*_orbit_table(orbit)),
         paragraph(
             "So the value of adaptive sharpness is partly a property of the gauge that training happened to end "
-            "in, about which the function says nothing. Geodesic sharpness is a property of the function."
+            "in, about which the function says nothing. Geodesic sharpness does not see the gauge."
         ),
         heading("How far to trust this"),
         bullets(CAVEATS),

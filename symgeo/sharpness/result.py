@@ -53,7 +53,7 @@ class SharpnessResult:
         if self.left_domain:
             notes.append(f"{self.left_domain} evaluations left the domain of the metric and were rejected")
         if self.rho > 0 and abs(self.value) <= self.resolution:
-            notes.append(f"the value is below the rounding of the loss ({self.resolution:.1e}): take float64 or a larger rho")
+            notes.append(f"the value is below the rounding of the loss, {self.resolution:.1e}: use float64 or more rho")
         return notes
 
     def to_dict(self) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 After Croce & Hein's Auto-PGD as used by Hide & Seek (arXiv 2505.05409, Algorithm 1), corrected: the returned
 perturbation attains the returned loss, steps are normalised in the metric (also the first), momentum
-extrapolates from the last two iterates, and a restart resets the iterate together with its gradient.
+extrapolates from the last two iterates, a restart resets the iterate together with its gradient, and the side
+opposite to the best point is tried.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,41 +50,77 @@ def checkpoints(steps: int) -> set[int]:
 def auto_pgd(objective: Objective, start: Tensor, rho: float, steps: int, draw: Draw) -> Ascent:
     """Maximises ``objective`` over horizontal coordinates ``|z| <= rho``, from ``start`` (the origin).
 
-    ``steps`` evaluations follow the one at ``start``.  Where the gradient there vanishes to rounding the search
-    continues from ``draw()`` on the sphere.  A value that is not finite counts as outside the domain: the
-    search goes back to the best point and halves its step.
+    ``steps`` evaluations follow the one at ``start``.  Two thirds of them climb from there.  Then the opposite of the
+    best point is tried, and the rest climb from the higher of the two: near a minimum of the loss, where it is
+    almost even, there is a maximum on either side and the first gradient does not tell which is higher.
+
+    Where the gradient vanishes to rounding the search continues from ``draw()`` on the sphere.  A value that is
+    not finite counts as outside the domain: the search goes back to the best point and halves its step.
     """
     value, gradient = objective(start)
-    history, rejected = [value], 0
-    top = start, value
-    home = start, value, gradient  # where restarts begin: the best point whose gradient does not vanish
-    x, previous, step = start, start, 2 * rho
-    marks, last_mark, improved, state = checkpoints(steps), 0, 0, (step, value)
+    origin = Found(start, value, gradient)
+    if steps < 3:  # too few to look at the other side
+        only = _climb(objective, origin, rho, steps, draw)
+        return Ascent(only.top.point, only.top.value, [value, *only.history], only.rejected)
+    first = _climb(objective, origin, rho, 2 * steps // 3, draw)
+    history = [value, *first.history]
+    opposite = Found(-first.top.point, *objective(-first.top.point))
+    history.append(opposite.value)
+    rejected = first.rejected + (not math.isfinite(opposite.value))
+    base = opposite if opposite.value > first.top.value else first.top
+    second = _climb(objective, base, rho, steps - 2 * steps // 3 - 1, draw)
+    return Ascent(second.top.point, second.top.value, history + second.history, rejected + second.rejected)
+
+
+class Found(NamedTuple):
+    """A point with the value and the gradient there."""
+
+    point: Tensor
+    value: float
+    gradient: Tensor
+
+
+class Climb(NamedTuple):
+    """The highest point of a climb, the values in order, and how many were not finite."""
+
+    top: Found
+    history: list[float]
+    rejected: int
+
+
+def _climb(objective: Objective, start: Found, rho: float, steps: int, draw: Draw) -> Climb:
+    """Auto-PGD: momentum, and steps halved with a restart from the best point where progress stalls."""
+    history, rejected = list[float](), 0
+    top = home = here = start  # home: where restarts begin, the best point whose gradient does not vanish
+    previous, step = start.point, 2 * rho
+    marks, last_mark, improved, state = checkpoints(steps), 0, 0, (step, start.value)
     for k in range(1, steps + 1):
-        lost = _vanishes(gradient, rho, value)
-        candidate = _on_sphere(draw(), rho) if lost else _advance(x, previous, gradient, step, rho, first=k == 1)
-        last_value, (value, gradient) = value, objective(candidate)
-        history.append(value)
-        if not math.isfinite(value):
+        if _vanishes(here, rho):
+            candidate = _on_sphere(draw(), rho)
+        else:
+            candidate = _advance(here, previous, step, rho, first=k == 1)
+        found = Found(candidate, *objective(candidate))
+        history.append(found.value)
+        if not math.isfinite(found.value):
             rejected, step = rejected + 1, step / 2
-            x, previous, (_, value, gradient) = home[0], home[0], home
+            here, previous = home, home.point
             continue
-        previous, x = x, candidate
-        improved += value > last_value
-        if value > top[1]:
-            top = candidate, value
-        if value > home[1] or _vanishes(home[2], rho, home[1]):
-            home = candidate, value, gradient
+        improved += found.value > here.value
+        previous, here = here.point, found
+        top = max(top, found, key=lambda f: f.value)
+        if found.value > home.value or _vanishes(home, rho):
+            home = found
         if k in marks:
-            stalled = improved < PROGRESS * (k - last_mark) or state == (step, top[1])
-            state, last_mark, improved = (step, top[1]), k, 0
+            stalled = improved < PROGRESS * (k - last_mark) or state == (step, top.value)
+            state, last_mark, improved = (step, top.value), k, 0
             if stalled:
-                step, x, previous, (_, value, gradient) = step / 2, home[0], home[0], home
-    return Ascent(*top, history, rejected)
+                step, here, previous = step / 2, home, home.point
+    return Climb(top, history, rejected)
 
 
-def _advance(x: Tensor, previous: Tensor, gradient: Tensor, step: float, rho: float, first: bool) -> Tensor:
+def _advance(here: Found, previous: Tensor, step: float, rho: float, first: bool) -> Tensor:
     """``x + a (z - x) + (1 - a)(x - previous)``, ``z`` the normalised gradient step; both back into the ball."""
+    x, gradient = here.point, here.gradient
     length = gradient.norm().clamp_min(torch.finfo(gradient.dtype).tiny)
     z = into_ball(torch.addcmul(x, gradient, step / length), rho)
     if first:
@@ -100,7 +138,7 @@ def _on_sphere(z: Tensor, rho: float) -> Tensor:
     return z * (rho / z.norm().clamp_min(torch.finfo(z.dtype).tiny))
 
 
-def _vanishes(gradient: Tensor, rho: float, value: float) -> bool:
+def _vanishes(found: Found, rho: float) -> bool:
     """Whether the first-order gain ``rho |gradient|`` drowns in the rounding of the loss."""
-    gain = rho * float(gradient.norm())
-    return gain <= torch.finfo(gradient.dtype).eps * abs(value) or gain == 0.0
+    gain = rho * float(found.gradient.norm())
+    return gain <= torch.finfo(found.gradient.dtype).eps * abs(found.value) or gain == 0.0

@@ -34,11 +34,11 @@ STEPS = 60
 SYMMETRY = Symmetry({"u": "(h e)", "v": "(h e*)"}, {"e": GeneralLinear(per="h")}, sizes={"e": 1})
 NOTES = [
     "Sharpness is the largest rise of the train loss |X beta - y|^2 / n for the X of the regression, and not for "
-    "X^T X = 1. The package climbs once, from the unperturbed parameters; the search over beta climbs from many "
-    "starts of both signs. Both are lower bounds of the maximum, and the larger one is the better.",
+    "X^T X = 1. The package climbs from the unperturbed parameters and tries the side opposite to its best point; "
+    "the search over beta climbs from many starts of both signs. Both are lower bounds of the maximum, and the larger "
+    "one is the better.",
     "At an interpolating net the loss is nearly even in the perturbation: the maxima near xi and -xi differ by a "
-    "relative O(rho), and a single climb from a tiny gradient ends at either. Where the two searches differ for "
-    "adaptive and inv, the package is at the lower of these two.",
+    "relative O(rho). At large rho there are more, and the package may end at a lower one.",
     "mix geodesics end where a coordinate of beta reaches zero, so the exact mix search stays in the orthant of "
     "beta, which is small for sparse nets: it is done over beta only, since the package's search, which rejects "
     "what is beyond the end, is slow there and stops far below the maximum. If signs could change, every "

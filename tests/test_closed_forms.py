@@ -204,7 +204,7 @@ def test_the_package_agrees_with_the_search_over_beta(seed: int, rho: float, mon
 
 
 def test_trained_nets_fit_and_the_package_is_a_lower_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At a minimum a single climb ends at xi or near -xi, whose increases differ by a relative O(rho)."""
+    """At a minimum there are maxima near xi and near -xi; the search looks at both sides."""
     nets, rho = script("diagonal_nets", monkeypatch), 1e-3
     task = nets.problem(0)
     trained = nets.train(task, 4, 0)
@@ -213,4 +213,4 @@ def test_trained_nets_fit_and_the_package_is_a_lower_bound(monkeypatch: pytest.M
     for u, v in zip(trained.u, trained.v):
         found, over_beta = nets.measure(u, v, task, rho), nets.measure_beta(u * v, task, rho)
         for name in ("adaptive", "inv"):
-            assert over_beta[name] * (1 + 1e-9) >= found[name] >= over_beta[name] * (1 - 5 * rho)
+            assert over_beta[name] * (1 + 1e-9) >= found[name] >= over_beta[name] * (1 - 1e-4)

@@ -5,6 +5,7 @@ from symgeo.symmetry.blocks import Block
 from symgeo.symmetry.check import CheckReport, GroupReport, check
 from symgeo.symmetry.dimension import vertical_dimension
 from symgeo.symmetry.element import Element
+from symgeo.symmetry.flow import Compensation, Flow, Reader, RowFreedom, Span
 from symgeo.symmetry.layout import Dim, assemble, split
 from symgeo.symmetry.pattern import Pattern, parse
 from symgeo.symmetry.spec import Symmetry
@@ -13,10 +14,15 @@ __all__ = [
     "Action",
     "Block",
     "CheckReport",
+    "Compensation",
     "Dim",
     "Element",
+    "Flow",
     "GroupReport",
     "Pattern",
+    "Reader",
+    "RowFreedom",
+    "Span",
     "Symmetry",
     "assemble",
     "check",

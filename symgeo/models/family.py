@@ -73,7 +73,9 @@ class Family:
 
     layer : qualified class name of the layer module;  prenorm : True, False, or the attribute that says so;
     stack, final_norm : qualified class name of the module that holds the list of layers, and the name there of
-    the norm that reads the residual stream last.
+    the norm that reads the residual stream last;
+    embeddings, embedding_norm : qualified class name of the module that owns the stack and its embeddings, and the
+    name there of the norm whose output is what the first layer reads, and nothing else.
     """
 
     name: str
@@ -85,6 +87,8 @@ class Family:
     prenorm: bool | str = True
     stack: str = ""
     final_norm: str = ""
+    embeddings: str = ""
+    embedding_norm: str = ""
 
     def read(self, module: nn.Module, stack: nn.Module | None) -> Layer:
         """The structure of ``module``, a layer of this family in ``stack``."""

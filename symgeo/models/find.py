@@ -12,12 +12,16 @@ from torch import nn
 from symgeo.errors import SymmetryError
 from symgeo.models.families import FAMILIES
 from symgeo.models.family import Family, qualified_names
-from symgeo.models.generators import layer_symmetry
+from symgeo.models.entry import Entries
+from symgeo.models.generators import entry_symmetry, layer_symmetry
 from symgeo.models.probe import evaluating, full_precision, inputs, output_function
 from symgeo.symmetry import CheckReport, Symmetry, check
 
 # what a part with learned weights is usually called; such a part outside every table is named, not ignored
 SUSPECT = re.compile(r"Attention|Attn|MLP|FeedForward|FFN|EncoderLayer|DecoderLayer|Expert|LSTM|GRU|RNN")
+
+# what a symmetry up to the eps of a norm may change
+APPROXIMATE = 1e-2
 
 
 @dataclass(frozen=True)
@@ -29,13 +33,15 @@ class Found:
     symmetry: Symmetry
 
 
-def find_symmetry(model: nn.Module, strict: bool = True) -> Symmetry:
+def find_symmetry(model: nn.Module, strict: bool = True, approximate: bool = False) -> Symmetry:
     """The symmetry of a model whose layers are in the family tables, verified on the model itself.
 
     Groups are derived from the structure that a table names (grouped queries, rotary positions, gates,
     activations, norms) and tried: a random element of every group must leave the outputs on random inputs
     unchanged.  Keys are the names of ``model.named_parameters()``.  Parameters whose ``requires_grad`` is False
-    are constants: no group moves them.  The model is not modified.
+    are constants: nothing moves them.  The model, in evaluation mode, computes the same; it is not modified.
+
+    ``approximate=True`` adds what holds only up to the eps of a norm (exact, and always included, where that is 0).
 
     Raises ``SymmetryError`` when no layer is known, when a part that looks like attention or an MLP is in no
     table (with ``strict=False`` a warning, and that part is left alone), or when a derived group does not leave
@@ -46,7 +52,7 @@ def find_symmetry(model: nn.Module, strict: bool = True) -> Symmetry:
     >>> symmetry.tensors["blocks.0.attention.query.bias"]
     '(H[blocks.0] e[blocks.0]*)'
     """
-    found = recognise(model)
+    found = recognise(model, approximate)
     unknown = unknown_parts(model, found)
     if not found:
         known = ", ".join(family.name for family in FAMILIES)
@@ -63,12 +69,15 @@ def find_symmetry(model: nn.Module, strict: bool = True) -> Symmetry:
         warnings.warn(f"{message}; they are left alone", stacklevel=2)
     frozen = frozenset(name for name, p in model.named_parameters() if not p.requires_grad)
     symmetry = _union(found, frozen)
-    verify(model, found, frozen)
+    verify(model, recognise(model) if approximate else found, frozen)
+    if approximate:
+        verify(model, found, frozen, APPROXIMATE)
     return symmetry
 
 
-def recognise(model: nn.Module) -> list[Found]:
+def recognise(model: nn.Module, approximate: bool = False) -> list[Found]:
     """The layers of known families, outermost first match."""
+    entries = Entries()
     tables = {family.layer: family for family in FAMILIES}
     result: list[Found] = []
 
@@ -78,8 +87,12 @@ def recognise(model: nn.Module) -> list[Found]:
             family = tables[names.pop()]
             # the list of layers lies between a layer and the module that holds the stack
             stack = next((m for m in reversed(above) if not isinstance(m, nn.ModuleList)), None)
-            symmetry = layer_symmetry(family.read(module, stack))
-            result.append(Found(prefix, family, symmetry.each(prefix.removesuffix(".")) if prefix else symmetry))
+            layer = family.read(module, stack)
+            symmetry = layer_symmetry(layer, approximate)
+            symmetry = symmetry.each(prefix.removesuffix(".")) if prefix else symmetry
+            if before := entries.norm_before(layer, family, prefix, above):
+                symmetry = symmetry | entry_symmetry(layer, before, prefix, approximate)
+            result.append(Found(prefix, family, symmetry))
             return
         for name, child in module.named_children():
             walk(child, f"{prefix}{name}.", [*above, module])
@@ -116,16 +129,19 @@ def _outermost(parts: list[str]) -> list[str]:
 
 
 def _union(found: list[Found], frozen: frozenset[str]) -> Symmetry:
-    tensors, groups, sizes, shifts = {}, {}, {}, {}
+    tensors, groups, sizes, shifts, flows = {}, {}, {}, {}, {}
     for f in found:
         tensors.update(f.symmetry.tensors)
         groups.update(f.symmetry.groups)
         sizes.update(f.symmetry.sizes)
         shifts.update(f.symmetry.shifts)
-    return Symmetry(tensors, groups, sizes, shifts, frozen=frozen)
+        flows.update(f.symmetry.flows)
+    return Symmetry(tensors, groups, sizes, shifts, frozen=frozen, flows=flows)
 
 
-def verify(model: nn.Module, found: list[Found], frozen: frozenset[str]) -> list[CheckReport]:
+def verify(
+    model: nn.Module, found: list[Found], frozen: frozenset[str], tolerance: float | None = None
+) -> list[CheckReport]:
     """Tries a random element on the outermost modules with known inputs that contain the layers.
 
     Raises ``SymmetryError`` naming the groups that change the output, and layers that could not be tried.
@@ -141,7 +157,7 @@ def verify(model: nn.Module, found: list[Found], frozen: frozenset[str]) -> list
         params = {name: full_precision(p.detach()) for name, p in module.named_parameters()}
         with evaluating(module):
             report = check(symmetry, output_function(module, call), params, samples=1,
-                           generator=torch.Generator().manual_seed(1))
+                           generator=torch.Generator().manual_seed(1), tolerance=tolerance)
         _judge(report, module, inside[0].family)
         reports.append(report)
     if waiting:
@@ -166,6 +182,7 @@ def _relative(symmetry: Symmetry, prefix: str) -> Symmetry:
         {name[cut:]: pattern for name, pattern in symmetry.tensors.items()}, symmetry.groups, symmetry.sizes,
         {group: {name[cut:]: pattern for name, pattern in shift.items()} for group, shift in symmetry.shifts.items()},
         frozen=frozenset(name[cut:] for name in symmetry.frozen if name.startswith(prefix)),
+        flows={name: flow.renamed(lambda key: key[cut:]) for name, flow in symmetry.flows.items()},
     )
 
 

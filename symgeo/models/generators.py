@@ -1,18 +1,26 @@
 """The symmetries that follow from structure; written once, for every family.
 
 Notation of a declaration: H heads (K key-value heads of G query heads each), e the query-key group, f the
-value-output group, h hidden units, u their scalings, s their signs, c the coordinates of a norm.
+value-output group, h hidden units, u their scalings, s their signs, c and g the coordinates of a norm, y and z the
+scale of what a norm passes on.
 """
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import or_
+
 from symgeo.groups import GeneralLinear, Group, Permutation, PositiveScaling, Rotary, SignFlip
+from symgeo.models.compensated import entry_flows, entry_scale, layer_flows, layer_scale
 from symgeo.models.structure import MLP, Attention, Layer, Linear, Norm
 from symgeo.symmetry import Symmetry
 
 
-def layer_symmetry(layer: Layer) -> Symmetry:
-    """Everything that is known of one layer, with names relative to it."""
+def layer_symmetry(layer: Layer, approximate: bool = False) -> Symmetry:
+    """Everything that is known of one layer, with names relative to it.
+
+    With ``approximate``, also what holds up to the eps of a norm.
+    """
     parts = [attention_symmetry(layer.attention)]
     if layer.mlp:
         parts.append(mlp_symmetry(layer.mlp))
@@ -25,10 +33,22 @@ def layer_symmetry(layer: Layer) -> Symmetry:
         parts.append(mean_shifts("attention_mean", layer.attention.output))
         if layer.mlp:
             parts.append(mean_shifts("mlp_mean", layer.mlp.down))
-    result = parts[0]
-    for part in parts[1:]:
-        result = result | part
-    return result
+    parts.append(Symmetry({}, {}, flows=layer_flows(layer)))
+    if scale := layer_scale(layer, approximate):
+        parts.append(scale)
+    return reduce(or_, parts)
+
+
+def entry_symmetry(layer: Layer, before: Norm, prefix: str, approximate: bool = False) -> Symmetry:
+    """What a post-norm layer at ``prefix`` has together with ``before``, the norm whose output it reads."""
+    scope = prefix.removesuffix(".")
+
+    def rule(name: str) -> str:
+        return f"{prefix}{name}"
+
+    flows = {f"{name}[{scope}]": flow for name, flow in entry_flows(layer, before, rule).items()}
+    scale = entry_scale(layer, before, rule, approximate, f"y[{scope}]")
+    return Symmetry({}, {}, flows=flows) | (scale or Symmetry({}, {}))
 
 
 def attention_symmetry(a: Attention) -> Symmetry:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,10 @@ class Linear:
     weight: str
     bias: str | None
     transposed: bool = False
+
+    def renamed(self, rule: Callable[[str], str]) -> Linear:
+        """The same map under other names."""
+        return Linear(rule(self.weight), rule(self.bias) if self.bias else None, self.transposed)
 
     def outputs(self, axis: str) -> dict[str, str]:
         """Patterns of a map whose outputs transform by ``axis``."""
@@ -64,11 +68,19 @@ class MLP:
 
 @dataclass(frozen=True)
 class Norm:
-    """A normalisation with learned gain and bias; ``centred`` when it removes the mean (LayerNorm)."""
+    """A normalisation with learned gain and bias; ``centred`` when it removes the mean (LayerNorm).
+
+    ``eps`` is what it adds to the mean square; only where it is 0 does the norm remove scales exactly.
+    """
 
     weight: str
     bias: str | None
     centred: bool
+    eps: float = 1e-5
+
+    def renamed(self, rule: Callable[[str], str]) -> Norm:
+        """The same norm under other names."""
+        return replace(self, weight=rule(self.weight), bias=rule(self.bias) if self.bias else None)
 
 
 @dataclass(frozen=True)
@@ -102,7 +114,7 @@ def norm(module: nn.Module, name: str) -> Norm | None:
     if gain is None or not (isinstance(child, nn.LayerNorm) or kind in PLAIN_RMS_NORMS):
         return None
     return Norm(f"{name}.weight", f"{name}.bias" if bias is not None else None,
-                centred=isinstance(child, nn.LayerNorm))
+                centred=isinstance(child, nn.LayerNorm), eps=child.eps if isinstance(child, nn.LayerNorm) else 1e-5)
 
 
 PLAIN_RMS_NORMS = ("RMSNorm", "LlamaRMSNorm")

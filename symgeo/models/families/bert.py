@@ -13,4 +13,7 @@ FAMILY = Family(
     attention_norm="attention.output.LayerNorm",
     mlp_norm="output.LayerNorm",
     prenorm=False,
+    stack="transformers.models.bert.modeling_bert.BertEncoder",
+    embeddings="transformers.models.bert.modeling_bert.BertModel",
+    embedding_norm="embeddings.LayerNorm",
 )

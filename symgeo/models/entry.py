@@ -1,0 +1,43 @@
+"""Which norm a post-norm layer reads: the last one of the layer before it, or that of the embeddings."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from symgeo.models.family import Family, qualified_names
+from symgeo.models.structure import Layer, Norm, norm
+
+
+class Entries:
+    """Asked about layers in the order in which they stand in the model."""
+
+    def __init__(self) -> None:
+        self._last: dict[int, tuple[nn.Module, Norm | None]] = {}
+
+    def norm_before(self, layer: Layer, family: Family, prefix: str, above: Sequence[nn.Module]) -> Norm | None:
+        """The norm, with its full name, whose output this layer reads and nothing else does; None if unknown.
+
+        The layer must stand in the list of layers of its family's stack, which calls one after the other.
+        """
+        lists, stack = above[-1:], above[-2] if len(above) > 1 else None
+        if stack is None or not isinstance(lists[0], nn.ModuleList) or family.stack not in qualified_names(stack):
+            return None
+        _, before = self._last.get(id(stack), (stack, None))
+        if id(stack) not in self._last:
+            before = _embedding_norm(family, prefix, above)
+        after = layer.mlp_norm if not layer.prenorm and layer.mlp else None
+        self._last[id(stack)] = stack, after.renamed(lambda name: f"{prefix}{name}") if after else None
+        return None if layer.prenorm else before
+
+
+def _embedding_norm(family: Family, prefix: str, above: Sequence[nn.Module]) -> Norm | None:
+    """The norm of the embeddings from which the stack above the first layer reads."""
+    owner = next((m for m in above if family.embeddings in qualified_names(m)), None)
+    if owner is None:
+        return None
+    depth = len(above) - above.index(owner)
+    path = ".".join(prefix.removesuffix(".").split(".")[:-depth])
+    found = norm(owner, family.embedding_norm)
+    return found.renamed(lambda name: f"{path}.{name}" if path else name) if found else None

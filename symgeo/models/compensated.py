@@ -48,17 +48,31 @@ def entry_scale(
     """The scale of the norm before a post-norm layer; the layer's first norm must not see it."""
     if not layer.attention_norm or (not approximate and layer.attention_norm.eps != 0):
         return None
-    readers = [linear.renamed(rule) for linear in dict.fromkeys(layer.attention.inputs)]
+    readers = [linear.renamed(rule) for linear in layer.attention.inputs]
     return scale_symmetry(name, before, readers, layer.attention.output.renamed(rule))
 
 
-def scale_symmetry(name: str, norm: Norm, readers: Iterable[Linear], writer: Linear) -> Symmetry:
+def exit_symmetry(norm: Norm, final: Norm, approximate: bool) -> Symmetry:
+    """What the last norm of a post-norm layer passes to a norm behind the stack: the mean of its bias (if that one
+    removes it), and its scale."""
+    shifts = {"exit_mean": {norm.bias: "1"}} if norm.bias and final.centred else {}
+    result = Symmetry({}, {}, shifts=shifts)
+    return result | scale_symmetry("x", norm, ()) if approximate or final.eps == 0 else result
+
+
+def head_flows(norm: Norm, head: Linear) -> dict[str, Flow]:
+    """Those of the last norm and the one map behind it."""
+    return norm_flows("final_norm", norm, {"head": _reader(head)})
+
+
+def scale_symmetry(name: str, norm: Norm, readers: Iterable[Linear], writer: Linear | None = None) -> Symmetry:
     """One factor on everything that a norm passes on: gain and bias s, columns of readers s^-1, the next writer s.
 
     The stream is then multiplied by s, which the next norm removes, up to its eps.
     """
     axis, dual = f"({name} _)", f"({name}* _)"
-    tensors = {norm.weight: axis} | ({norm.bias: axis} if norm.bias else {}) | writer.outputs(axis)
+    tensors = {norm.weight: axis} | ({norm.bias: axis} if norm.bias else {})
+    tensors |= writer.outputs(axis) if writer else {}
     for reader in readers:
         tensors |= reader.inputs(dual)
     return Symmetry(tensors, {name: PositiveScaling()}, {name: 1})

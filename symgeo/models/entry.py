@@ -1,13 +1,17 @@
-"""Which norm a post-norm layer reads: the last one of the layer before it, or that of the embeddings."""
+"""How the ends of a layer and of a stack are connected: the norm before a post-norm layer, the head behind all.
+
+The norm before is the last one of the layer before it, or that of the embeddings.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 
 from torch import nn
 
 from symgeo.models.family import Family, qualified_names
-from symgeo.models.structure import Layer, Norm, norm
+from symgeo.models.structure import Layer, Linear, Norm, linear, norm
 
 
 class Entries:
@@ -41,3 +45,16 @@ def _embedding_norm(family: Family, prefix: str, above: Sequence[nn.Module]) -> 
     path = ".".join(prefix.removesuffix(".").split(".")[:-depth])
     found = norm(owner, family.embedding_norm)
     return found.renamed(lambda name: f"{path}.{name}" if path else name) if found else None
+
+
+def heads(model: nn.Module, families: Iterable[Family]) -> Iterator[tuple[str, Family, Norm, Linear]]:
+    """(prefix of the owner, family, last norm, head) wherever a table knows the head and its weights are its own."""
+    uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    for name, owner in model.named_modules():
+        for family in families:
+            for head in family.heads:
+                if head.owner not in qualified_names(owner):
+                    continue
+                final, last = norm(owner, head.norm), owner.get_submodule(head.linear)
+                if final and isinstance(last, nn.Linear) and all(uses[id(p)] == 1 for p in last.parameters()):
+                    yield f"{name}." if name else "", family, final, linear(owner, head.linear)

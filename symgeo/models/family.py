@@ -68,6 +68,15 @@ class MLPNames:
 
 
 @dataclass(frozen=True)
+class Head:
+    """What alone reads the output of the last norm: qualified class name of their owner, and their names there."""
+
+    owner: str
+    norm: str
+    linear: str
+
+
+@dataclass(frozen=True)
 class Family:
     """One table: the class of the layer and where its parts are.
 
@@ -75,7 +84,8 @@ class Family:
     stack, final_norm : qualified class name of the module that holds the list of layers, and the name there of
     the norm that reads the residual stream last;
     embeddings, embedding_norm : qualified class name of the module that owns the stack and its embeddings, and the
-    name there of the norm whose output is what the first layer reads, and nothing else.
+    name there of the norm whose output is what the first layer reads, and nothing else;
+    heads : the linear maps that models of this family put behind their last norm.
     """
 
     name: str
@@ -89,6 +99,7 @@ class Family:
     final_norm: str = ""
     embeddings: str = ""
     embedding_norm: str = ""
+    heads: tuple[Head, ...] = ()
 
     def read(self, module: nn.Module, stack: nn.Module | None) -> Layer:
         """The structure of ``module``, a layer of this family in ``stack``."""
@@ -98,12 +109,18 @@ class Family:
         final = getattr(stack, self.final_norm, None) if known else None
         centred = all(n is not None and n.centred for n in norms) and (not prenorm or isinstance(final, nn.LayerNorm))
         mlp = self.mlp.read(module) if self.mlp else None
-        return Layer(self.attention.read(module), mlp, norms[0], norms[1], prenorm, centred)
+        last = None if prenorm or stack is None or not _is_last(module, stack) else final
+        after = norm(stack, self.final_norm) if stack is not None and last is not None else None
+        return Layer(self.attention.read(module), mlp, norms[0], norms[1], prenorm, centred, after)
 
     def owned(self) -> set[str]:
         """The submodules this table accounts for."""
         mlp = {self.mlp.up, self.mlp.down, self.mlp.gate} if self.mlp else set()
         return (self.attention.owned() | mlp | {self.attention_norm, self.mlp_norm}) - {""}
+
+
+def _is_last(layer: nn.Module, stack: nn.Module) -> bool:
+    return any(isinstance(child, nn.ModuleList) and child[-1] is layer for child in stack.children())
 
 
 def qualified_names(module: nn.Module) -> set[str]:

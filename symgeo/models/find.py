@@ -12,8 +12,8 @@ from torch import nn
 from symgeo.errors import SymmetryError
 from symgeo.models.families import FAMILIES
 from symgeo.models.family import Family, qualified_names
-from symgeo.models.entry import Entries
-from symgeo.models.generators import entry_symmetry, layer_symmetry
+from symgeo.models.entry import Entries, heads
+from symgeo.models.generators import entry_symmetry, head_symmetry, layer_symmetry
 from symgeo.models.probe import evaluating, full_precision, inputs, output_function
 from symgeo.symmetry import CheckReport, Symmetry, check
 
@@ -67,11 +67,12 @@ def find_symmetry(model: nn.Module, strict: bool = True, approximate: bool = Fal
         if strict:
             raise SymmetryError(f"{message}. Pass strict=False to leave them out, or declare their symmetry")
         warnings.warn(f"{message}; they are left alone", stacklevel=2)
+    ends = find_heads(model, found)
     frozen = frozenset(name for name, p in model.named_parameters() if not p.requires_grad)
-    symmetry = _union(found, frozen)
-    verify(model, recognise(model) if approximate else found, frozen)
+    symmetry = _union(found + ends, frozen)
+    verify(model, (recognise(model) if approximate else found) + ends, frozen)
     if approximate:
-        verify(model, found, frozen, APPROXIMATE)
+        verify(model, found + ends, frozen, APPROXIMATE)
     return symmetry
 
 
@@ -98,6 +99,16 @@ def recognise(model: nn.Module, approximate: bool = False) -> list[Found]:
             walk(child, f"{prefix}{name}.", [*above, module])
 
     walk(model, "", [])
+    return result
+
+
+def find_heads(model: nn.Module, found: list[Found]) -> list[Found]:
+    """The last norm and the head behind it, where the families of the layers know them."""
+    families = list(dict.fromkeys(f.family for f in found))
+    result = []
+    for prefix, family, final, head in heads(model, families):
+        symmetry = head_symmetry(final, head)
+        result.append(Found(prefix, family, symmetry.each(prefix.removesuffix(".")) if prefix else symmetry))
     return result
 
 

@@ -1,8 +1,8 @@
 """The symmetries that follow from structure; written once, for every family.
 
 Notation of a declaration: H heads (K key-value heads of G query heads each), e the query-key group, f the
-value-output group, h hidden units, u their scalings, s their signs, c and g the coordinates of a norm, y and z the
-scale of what a norm passes on.
+value-output group, h hidden units, u their scalings, s their signs, c and g the coordinates of a norm, x, y and z
+the scale of what a norm passes on.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from functools import reduce
 from operator import or_
 
 from symgeo.groups import GeneralLinear, Group, Permutation, PositiveScaling, Rotary, SignFlip
-from symgeo.models.compensated import entry_flows, entry_scale, layer_flows, layer_scale
+from symgeo.models.compensated import entry_flows, entry_scale, exit_symmetry, head_flows, layer_flows, layer_scale
 from symgeo.models.structure import MLP, Attention, Layer, Linear, Norm
 from symgeo.symmetry import Symmetry
 
@@ -36,6 +36,8 @@ def layer_symmetry(layer: Layer, approximate: bool = False) -> Symmetry:
     parts.append(Symmetry({}, {}, flows=layer_flows(layer)))
     if scale := layer_scale(layer, approximate):
         parts.append(scale)
+    if layer.final_norm and layer.mlp_norm:
+        parts.append(exit_symmetry(layer.mlp_norm, layer.final_norm, approximate))
     return reduce(or_, parts)
 
 
@@ -49,6 +51,12 @@ def entry_symmetry(layer: Layer, before: Norm, prefix: str, approximate: bool = 
     flows = {f"{name}[{scope}]": flow for name, flow in entry_flows(layer, before, rule).items()}
     scale = entry_scale(layer, before, rule, approximate, f"y[{scope}]")
     return Symmetry({}, {}, flows=flows) | (scale or Symmetry({}, {}))
+
+
+def head_symmetry(norm: Norm, head: Linear) -> Symmetry:
+    """What the last norm has together with the only map that reads it."""
+    flows = Symmetry({}, {}, flows=head_flows(norm, head))
+    return gain_symmetry("final", norm, (head,)) | flows
 
 
 def attention_symmetry(a: Attention) -> Symmetry:

@@ -88,7 +88,8 @@ class Layer:
     """One transformer layer, with names relative to it.
 
     prenorm : norms stand before attention and MLP and feed nothing else;
-    centred_readers : everything that reads the residual stream removes its mean first.
+    centred_readers : everything that reads the residual stream removes its mean first;
+    final_norm : in the last layer of a post-norm stack, the norm that reads its output, if there is one.
     """
 
     attention: Attention
@@ -97,6 +98,7 @@ class Layer:
     mlp_norm: Norm | None = None
     prenorm: bool = False
     centred_readers: bool = False
+    final_norm: Norm | None = None
 
 
 def linear(module: nn.Module, name: str) -> Linear:

@@ -1,6 +1,6 @@
 """GPT-2 (transformers): fused query-key-value, weights stored (in, out)."""
 
-from symgeo.models.family import AttentionNames, Family, MLPNames
+from symgeo.models.family import AttentionNames, Family, Head, MLPNames
 
 FAMILY = Family(
     name="GPT-2",
@@ -11,4 +11,5 @@ FAMILY = Family(
     mlp_norm="ln_2",
     stack="transformers.models.gpt2.modeling_gpt2.GPT2Model",
     final_norm="ln_f",
+    heads=(Head("transformers.models.gpt2.modeling_gpt2.GPT2LMHeadModel", "transformer.ln_f", "lm_head"),),
 )

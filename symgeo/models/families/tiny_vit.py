@@ -1,6 +1,6 @@
 """The small ViT of :mod:`symgeo.models.tiny_vit`."""
 
-from symgeo.models.family import AttentionNames, Family, MLPNames
+from symgeo.models.family import AttentionNames, Family, Head, MLPNames
 
 FAMILY = Family(
     name="TinyViT",
@@ -14,4 +14,5 @@ FAMILY = Family(
     mlp_norm="mlp_norm",
     stack="symgeo.models.tiny_vit.TinyViT",
     final_norm="norm",
+    heads=(Head("symgeo.models.tiny_vit.TinyViT", "norm", "head"),),
 )

@@ -1,6 +1,6 @@
 """ViT (transformers 5)."""
 
-from symgeo.models.family import AttentionNames, Family, MLPNames
+from symgeo.models.family import AttentionNames, Family, Head, MLPNames
 
 FAMILY = Family(
     name="ViT",
@@ -14,4 +14,5 @@ FAMILY = Family(
     mlp_norm="layernorm_after",
     stack="transformers.models.vit.modeling_vit.ViTModel",
     final_norm="layernorm",
+    heads=(Head("transformers.models.vit.modeling_vit.ViTForImageClassification", "vit.layernorm", "classifier"),),
 )

@@ -15,7 +15,7 @@ from symgeo.symmetry import Compensation, Flow, Reader, RowFreedom, Span, Symmet
 
 def layer_flows(layer: Layer) -> dict[str, Flow]:
     """Those within one layer, with names relative to it."""
-    flows = value_flow(layer.attention)
+    flows = value_flow(layer.attention) | key_flow(layer.attention)
     behind = mlp_readers(layer.mlp) if layer.mlp else {}
     if layer.prenorm and layer.attention_norm:
         flows |= norm_flows("attention_norm", layer.attention_norm, attention_readers(layer.attention))
@@ -87,6 +87,14 @@ def value_flow(a: Attention) -> dict[str, Flow]:
     repeat = a.heads // a.kv_heads
     reader = Reader(out.weight, Span(out.bias), out.transposed, a.kv_heads if repeat > 1 else 1, repeat)
     return {"value_bias": Compensation(tuple(s for s in sources if s), (reader,))}
+
+
+def key_flow(a: Attention) -> dict[str, Flow]:
+    """``b_k += c`` together with a learned extra key, so that all logits of a query still change alike."""
+    bias = _input_bias(a, 1)
+    if not bias or not a.extra_key or a.rotary or a.shared_zero_token:
+        return {}
+    return {"key_bias": Compensation((bias, Span(a.extra_key)))}
 
 
 def norm_flows(

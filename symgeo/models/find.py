@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from symgeo.errors import SymmetryError
+from symgeo.models.entry import Entries, heads
 from symgeo.models.families import FAMILIES
 from symgeo.models.family import Family, qualified_names
-from symgeo.models.entry import Entries, heads
 from symgeo.models.generators import entry_symmetry, head_symmetry, layer_symmetry
 from symgeo.models.probe import evaluating, full_precision, inputs, output_function
 from symgeo.symmetry import CheckReport, Symmetry, check

@@ -90,7 +90,8 @@ def _algebra_dimension(action: Action, name: str) -> int:
 
 
 def _alone(action: Action, params: Params, name: str) -> int | None:
-    """The rank of one generator by its formula (shifts and flows have full rank); None if a block carries the group twice."""
+    """The rank of one generator by its formula; None if a block carries the group twice. Shifts and flows have
+    full rank."""
     if name in action.coordinates:
         return action.coordinates[name]
     blocks = action.blocks(name)

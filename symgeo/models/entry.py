@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from torch import nn
 
-from symgeo.models.family import Family, qualified_names
+from symgeo.models.family import Embeddings, Family, qualified_names
 from symgeo.models.structure import Layer, Linear, Norm, linear, norm
 
 
@@ -38,18 +38,19 @@ class Entries:
 
 def _embedding_norm(family: Family, prefix: str, above: Sequence[nn.Module]) -> Norm | None:
     """The norm of the embeddings from which the stack above the first layer reads."""
-    owner = next((m for m in above if family.embeddings in qualified_names(m)), None)
-    if owner is None:
+    names = family.embeddings
+    owner = next((m for m in above if names and names.owner in qualified_names(m)), None)
+    if owner is None or names is None or not names.norm:
         return None
     depth = len(above) - above.index(owner)
     path = ".".join(prefix.removesuffix(".").split(".")[:-depth])
-    found = norm(owner, family.embedding_norm)
+    found = norm(owner, names.norm)
     return found.renamed(lambda name: f"{path}.{name}" if path else name) if found else None
 
 
 def heads(model: nn.Module, families: Iterable[Family]) -> Iterator[tuple[str, Family, Norm, Linear]]:
     """(prefix of the owner, family, last norm, head) wherever a table knows the head and its weights are its own."""
-    uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    uses = _uses(model)
     for name, owner in model.named_modules():
         for family in families:
             for head in family.heads:
@@ -58,3 +59,27 @@ def heads(model: nn.Module, families: Iterable[Family]) -> Iterator[tuple[str, F
                 final, last = norm(owner, head.norm), owner.get_submodule(head.linear)
                 if final and isinstance(last, nn.Linear) and all(uses[id(p)] == 1 for p in last.parameters()):
                     yield f"{name}." if name else "", family, final, linear(owner, head.linear)
+
+
+def embeddings(
+    model: nn.Module, layers: Iterable[tuple[Family, Layer]]
+) -> Iterator[tuple[str, Family, Embeddings, dict[str, int], bool]]:
+    """(prefix of the owner, family, table, the number of axes of every parameter of its own, whether all that reads
+    the sum removes its mean) wherever a table knows the embeddings."""
+    uses = _uses(model)
+    known: dict[Family, list[Layer]] = {}
+    for family, layer in layers:
+        known.setdefault(family, []).append(layer)
+    for name, owner in model.named_modules():
+        for family, members in known.items():
+            table = family.embeddings
+            if table is None or table.owner not in qualified_names(owner):
+                continue
+            first = norm(owner, table.norm) if table.norm else None
+            centred = first.centred if first else all(layer.prenorm and layer.centred_readers for layer in members)
+            own = {key: p.ndim for key, p in owner.named_parameters() if uses[id(p)] == 1}
+            yield f"{name}." if name else "", family, table, own, centred
+
+
+def _uses(model: nn.Module) -> Counter[int]:
+    return Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from symgeo.models.structure import MLP, Attention, Layer, is_homogeneous, is_odd, linear, norm
+from symgeo.symmetry import Span
 
 
 @dataclass(frozen=True)
@@ -77,14 +78,27 @@ class Head:
 
 
 @dataclass(frozen=True)
+class Embeddings:
+    """What is added up at the start of the residual stream.
+
+    owner : qualified class name of the module that owns all of it;  sums : spans that are added at the same tokens;
+    weights : those of maps whose outputs (first axis) are added;  norm : that of the embeddings, whose output is what
+    the first layer reads, and nothing else.
+    """
+
+    owner: str
+    sums: tuple[tuple[Span, ...], ...] = ()
+    weights: tuple[str, ...] = ()
+    norm: str = ""
+
+
+@dataclass(frozen=True)
 class Family:
     """One table: the class of the layer and where its parts are.
 
     layer : qualified class name of the layer module;  prenorm : True, False, or the attribute that says so;
     stack, final_norm : qualified class name of the module that holds the list of layers, and the name there of
     the norm that reads the residual stream last;
-    embeddings, embedding_norm : qualified class name of the module that owns the stack and its embeddings, and the
-    name there of the norm whose output is what the first layer reads, and nothing else;
     heads : the linear maps that models of this family put behind their last norm.
     """
 
@@ -97,8 +111,7 @@ class Family:
     prenorm: bool | str = True
     stack: str = ""
     final_norm: str = ""
-    embeddings: str = ""
-    embedding_norm: str = ""
+    embeddings: Embeddings | None = None
     heads: tuple[Head, ...] = ()
 
     def read(self, module: nn.Module, stack: nn.Module | None) -> Layer:

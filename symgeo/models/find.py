@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from symgeo.errors import SymmetryError
-from symgeo.models.entry import Entries, heads
+from symgeo.models.entry import Entries, embeddings, heads
 from symgeo.models.families import FAMILIES
 from symgeo.models.family import Family, qualified_names
-from symgeo.models.generators import entry_symmetry, head_symmetry, layer_symmetry
+from symgeo.models.generators import embedding_symmetry, entry_symmetry, head_symmetry, layer_symmetry
 from symgeo.models.probe import evaluating, full_precision, inputs, output_function
+from symgeo.models.structure import Layer
 from symgeo.symmetry import CheckReport, Symmetry, check
 
 # what a part with learned weights is usually called; such a part outside every table is named, not ignored
@@ -26,11 +27,15 @@ APPROXIMATE = 1e-2
 
 @dataclass(frozen=True)
 class Found:
-    """One recognised layer: where, by which table, and its symmetry with full parameter names."""
+    """One recognised layer: where, by which table, its symmetry with full parameter names, and its structure.
+
+    The ends of a stack, which are no layers, have none.
+    """
 
     prefix: str
     family: Family
     symmetry: Symmetry
+    layer: Layer | None = None
 
 
 def find_symmetry(model: nn.Module, strict: bool = True, approximate: bool = False) -> Symmetry:
@@ -67,7 +72,7 @@ def find_symmetry(model: nn.Module, strict: bool = True, approximate: bool = Fal
         if strict:
             raise SymmetryError(f"{message}. Pass strict=False to leave them out, or declare their symmetry")
         warnings.warn(f"{message}; they are left alone", stacklevel=2)
-    ends = find_heads(model, found)
+    ends = find_ends(model, found)
     frozen = frozenset(name for name, p in model.named_parameters() if not p.requires_grad)
     symmetry = _union(found + ends, frozen)
     verify(model, (recognise(model) if approximate else found) + ends, frozen)
@@ -93,7 +98,7 @@ def recognise(model: nn.Module, approximate: bool = False) -> list[Found]:
             symmetry = symmetry.each(prefix.removesuffix(".")) if prefix else symmetry
             if before := entries.norm_before(layer, family, prefix, above):
                 symmetry = symmetry | entry_symmetry(layer, before, prefix, approximate)
-            result.append(Found(prefix, family, symmetry))
+            result.append(Found(prefix, family, symmetry, layer))
             return
         for name, child in module.named_children():
             walk(child, f"{prefix}{name}.", [*above, module])
@@ -102,14 +107,15 @@ def recognise(model: nn.Module, approximate: bool = False) -> list[Found]:
     return result
 
 
-def find_heads(model: nn.Module, found: list[Found]) -> list[Found]:
-    """The last norm and the head behind it, where the families of the layers know them."""
-    families = list(dict.fromkeys(f.family for f in found))
-    result = []
-    for prefix, family, final, head in heads(model, families):
-        symmetry = head_symmetry(final, head)
-        result.append(Found(prefix, family, symmetry.each(prefix.removesuffix(".")) if prefix else symmetry))
-    return result
+def find_ends(model: nn.Module, found: list[Found]) -> list[Found]:
+    """The embeddings, and the last norm with the head behind it, where the families of the layers know them."""
+    layers = [(f.family, f.layer) for f in found if f.layer]
+    ends = [(prefix, family, head_symmetry(final, head))
+            for prefix, family, final, head in heads(model, dict(layers))]
+    ends += [(prefix, family, embedding_symmetry(table, axes, centred))
+             for prefix, family, table, axes, centred in embeddings(model, layers)]
+    return [Found(prefix, family, symmetry.each(prefix.removesuffix(".")) if prefix else symmetry)
+            for prefix, family, symmetry in ends]
 
 
 def unknown_parts(model: nn.Module, found: list[Found]) -> list[str]:

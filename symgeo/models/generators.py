@@ -12,8 +12,9 @@ from operator import or_
 
 from symgeo.groups import GeneralLinear, Group, Permutation, PositiveScaling, Rotary, SignFlip
 from symgeo.models.compensated import entry_flows, entry_scale, exit_symmetry, head_flows, layer_flows, layer_scale
+from symgeo.models.family import Embeddings
 from symgeo.models.structure import MLP, Attention, Layer, Linear, Norm
-from symgeo.symmetry import Symmetry
+from symgeo.symmetry import Compensation, Flow, Symmetry
 
 
 def layer_symmetry(layer: Layer, approximate: bool = False) -> Symmetry:
@@ -57,6 +58,24 @@ def head_symmetry(norm: Norm, head: Linear) -> Symmetry:
     """What the last norm has together with the only map that reads it."""
     flows = Symmetry({}, {}, flows=head_flows(norm, head))
     return gain_symmetry("final", norm, (head,)) | flows
+
+
+def embedding_symmetry(table: Embeddings, axes: dict[str, int], centred: bool) -> Symmetry:
+    """What embeddings exchange where they are added up, and their means where all readers remove them.
+
+    ``axes`` has the number of axes of every parameter that nothing else uses.
+    """
+    flows: dict[str, Flow] = {}
+    sums = [[span for span in spans if span.parameter in axes] for spans in table.sums]
+    for number, spans in enumerate(sums):
+        for other, span in enumerate(spans[1:], start=1):
+            flows[f"exchange_{number}_{other}"] = Compensation((spans[0],), (), (span,))
+    if not centred:
+        return Symmetry({}, {}, flows=flows)
+    last = {span.parameter: "_ " * (axes[span.parameter] - 1) + "1" for spans in sums for span in spans}
+    first = {weight: "1" + " _" * (axes[weight] - 1) for weight in table.weights if weight in axes}
+    shifts = {f"{key.replace('.', '_')}_mean": {key: pattern} for key, pattern in (last | first).items()}
+    return Symmetry({}, {}, shifts=shifts, flows=flows)
 
 
 def attention_symmetry(a: Attention) -> Symmetry:

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from symgeo.errors import SymmetryError
+from symgeo.symmetry.reader import Params, Reader, Rule, Shapes, Span
 
-Params = Mapping[str, Tensor]
-Shapes = Mapping[str, tuple[int, ...]]
-Rule = Callable[[str], str]
-K = TypeVar("K", bound="Span | Reader")
+K = TypeVar("K", Span, Reader)
 
 
 class Flow(ABC):
@@ -48,69 +46,6 @@ class Flow(ABC):
     @abstractmethod
     def displacement(self, t: Tensor, params: Params) -> dict[str, Tensor]:
         """A(p) t for every parameter it moves, linear in the coordinates t (n), in their precision."""
-
-
-@dataclass(frozen=True)
-class Span:
-    """A slice of the last axis of a parameter, the same for all indices of the other axes.
-
-    The axis is cut in proportion to `parts`, and `part` is the number of the slice: `Span("c_attn.bias", 2,
-    (1, 1, 1))` is the last third. What is added to a span is constant along the other axes.
-    """
-
-    parameter: str
-    part: int = 0
-    parts: tuple[int, ...] = (1,)
-
-    def renamed(self, rule: Rule) -> Span:
-        """The same slice of another parameter."""
-        return replace(self, parameter=rule(self.parameter))
-
-    def size(self, shapes: Shapes) -> int:
-        """Its length."""
-        return shapes[self.parameter][-1] * self.parts[self.part] // sum(self.parts)
-
-    def embed(self, t: Tensor, like: Tensor) -> Tensor:
-        """The tensor of the shape of `like` that is t on this slice and 0 elsewhere."""
-        unit = like.shape[-1] // sum(self.parts)
-        before, after = sum(self.parts[: self.part]) * unit, sum(self.parts[self.part + 1 :]) * unit
-        return torch.nn.functional.pad(t, (before, after)).expand(like.shape)
-
-
-@dataclass(frozen=True)
-class Reader:
-    """An affine map y = W x + b that reads what a flow moves.
-
-    transposed: the weight is stored (in, out). groups, repeat: x is the concatenation of groups, each repeated
-    so many times one after the other, as the values of grouped queries are.
-    """
-
-    weight: str
-    bias: Span | None
-    transposed: bool = False
-    groups: int = 1
-    repeat: int = 1
-
-    @property
-    def moves(self) -> tuple[str, ...]:
-        """The parameter that holds the bias."""
-        return (self.bias.parameter,) if self.bias else ()
-
-    def renamed(self, rule: Rule) -> Reader:
-        """The same map under other names."""
-        return replace(self, weight=rule(self.weight), bias=self.bias.renamed(rule) if self.bias else None)
-
-    def sizes(self, shapes: Shapes) -> tuple[int, int]:
-        """(outputs, inputs), a repeated input counted once."""
-        rows, columns = shapes[self.weight]
-        outputs, inputs = (columns, rows) if self.transposed else (rows, columns)
-        return outputs, inputs // self.repeat
-
-    def product(self, t: Tensor, params: Params) -> Tensor:
-        """W t."""
-        weight = params[self.weight].to(t.dtype)
-        x = t.reshape(self.groups, 1, -1).expand(-1, self.repeat, -1).reshape(-1)
-        return (weight.mT if self.transposed else weight) @ x
 
 
 @dataclass(frozen=True)
@@ -178,9 +113,9 @@ class Compensation(Flow):
 class RowFreedom(Flow):
     """What a map W x + b may add to its rows when it reads a LayerNorm, x = g * y + c with sum(y) = 0:
 
-        W += u a^T,   b -= u (a . c),   a = min|g| / g   (u: one number for each output)
+        W += u a^T,   b -= u (a . c),   a = min|g| / (g sqrt(n))   (u: one number for each output, n: the width)
 
-    since a . (g * y) = min|g| sum(y) = 0. Where gains are zero, a is the indicator of the first such gain.
+    since a . (g * y) is a multiple of sum(y) = 0; |a| <= 1. Where gains are zero, a is the indicator of the first.
     """
 
     reader: Reader
@@ -230,7 +165,8 @@ def _annihilator(gain: Tensor) -> Tensor:
     """The direction a with a . (gain * y) = 0 for all y of mean zero."""
     zero = gain == 0
     first = zero & (zero.cumsum(0) == 1)
-    return torch.where(zero.any(), first.to(gain.dtype), gain.abs().min() / torch.where(zero, 1.0, gain))
+    balanced = gain.abs().min() / (torch.where(zero, 1.0, gain) * gain.shape[-1] ** 0.5)
+    return torch.where(zero.any(), first.to(gain.dtype), balanced)
 
 
 def _unique(names: Iterable[str]) -> tuple[str, ...]:
@@ -238,7 +174,7 @@ def _unique(names: Iterable[str]) -> tuple[str, ...]:
 
 
 def _renamed(parts: tuple[K, ...], rule: Rule) -> tuple[K, ...]:
-    return tuple(part.renamed(rule) for part in parts)  # type: ignore[misc]
+    return tuple(part.renamed(rule) for part in parts)
 
 
 def _check_apart(flow: Flow) -> None:

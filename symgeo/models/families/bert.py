@@ -1,6 +1,7 @@
 """BERT (transformers)."""
 
-from symgeo.models.family import AttentionNames, Family, MLPNames
+from symgeo.models.family import AttentionNames, Embeddings, Family, MLPNames
+from symgeo.symmetry import Span
 
 FAMILY = Family(
     name="BERT",
@@ -14,6 +15,10 @@ FAMILY = Family(
     mlp_norm="output.LayerNorm",
     prenorm=False,
     stack="transformers.models.bert.modeling_bert.BertEncoder",
-    embeddings="transformers.models.bert.modeling_bert.BertModel",
-    embedding_norm="embeddings.LayerNorm",
+    embeddings=Embeddings(
+        owner="transformers.models.bert.modeling_bert.BertModel",
+        sums=((Span("embeddings.word_embeddings.weight"), Span("embeddings.position_embeddings.weight"),
+               Span("embeddings.token_type_embeddings.weight")),),
+        norm="embeddings.LayerNorm",
+    ),
 )

@@ -1,6 +1,7 @@
 """The small ViT of :mod:`symgeo.models.tiny_vit`."""
 
-from symgeo.models.family import AttentionNames, Family, Head, MLPNames
+from symgeo.models.family import AttentionNames, Embeddings, Family, Head, MLPNames
+from symgeo.symmetry import Span
 
 FAMILY = Family(
     name="TinyViT",
@@ -15,4 +16,9 @@ FAMILY = Family(
     stack="symgeo.models.tiny_vit.TinyViT",
     final_norm="norm",
     heads=(Head("symgeo.models.tiny_vit.TinyViT", "norm", "head"),),
+    embeddings=Embeddings(
+        owner="symgeo.models.tiny_vit.TinyViT",
+        sums=((Span("embed.bias"), Span("position")),),
+        weights=("embed.weight",),
+    ),
 )

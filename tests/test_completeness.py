@@ -67,11 +67,29 @@ def multihead() -> Case:
     return model, lambda f: f(query, key, value, need_weights=False)[0]  # type: ignore[index]
 
 
-def tiny_vit(depth: int = 1) -> Case:
+def from_tokens(kind: str) -> Case:
+    """A whole model, its embeddings included, on sequences that use all of them."""
+    from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
+
+    common = {"vocab_size": 11, "attn_implementation": "eager"}
+    if kind == "bert":
+        config = BertConfig(hidden_size=WIDTH, num_attention_heads=HEADS, intermediate_size=HIDDEN, num_hidden_layers=1,
+                            layer_norm_eps=1e-2, max_position_embeddings=7, **common)
+        model: nn.Module = BertModel(config, add_pooling_layer=False)
+    else:
+        model = GPT2Model(GPT2Config(n_embd=WIDTH, n_layer=1, n_head=HEADS, n_inner=HIDDEN, n_positions=7,
+                                     bos_token_id=0, eos_token_id=0, **common))
+    generator = torch.Generator().manual_seed(3)
+    ids, types = (torch.randint(0, n, (80, 7), generator=generator) for n in (11, 2))
+    extra = {"token_type_ids": types} if kind == "bert" else {}
+    return randomise(model, size=0.3), lambda f: f(input_ids=ids, **extra).last_hidden_state  # type: ignore[attr-defined]
+
+
+def tiny_vit(depth: int = 1, whole: bool = False) -> Case:
     model = TinyViT(image_size=4, patch_size=2, width=WIDTH, heads=HEADS, mlp_width=HIDDEN, classes=3, depth=depth)
     model = randomise(model, size=0.3)
-    model.get_submodule("embed").requires_grad_(False)
-    model.get_parameter("position").requires_grad_(False)
+    model.get_submodule("embed").requires_grad_(whole)
+    model.get_parameter("position").requires_grad_(whole)
     return model, lambda f: f(inputs(300 * depth, 4, 4))  # type: ignore[return-value]
 
 
@@ -109,6 +127,9 @@ CASES: dict[str, tuple[Callable[[], Case], int]] = {
     "post-norm, 2 layers, last norm": (lambda: encoder(False, True, 2), 2 * BLOCK - 24 + 3 * 8 + 1),
     "post-norm, 2 layers, last norm, eps 0": (lambda: encoder(False, True, 2, 0.0), 2 * BLOCK - 24 + 3 * 8 + 1 + 4),
     "multihead": (multihead, 64 + 16),
+    # the norm of the embeddings 24 - 16; exchanges 2 * 8; means of all rows 20; an exchange of means counts once
+    "BERT with embeddings": (lambda: from_tokens("bert"), 134 + 8 + 16 + 20 - 2),
+    "GPT-2 with embeddings": (lambda: from_tokens("gpt2"), 158 + 8 + 18 - 1),
     "TinyViT": (tiny_vit, BLOCK + 32 + 16 + 3),
     "TinyViT, 2 layers": (lambda: tiny_vit(2), 2 * (BLOCK + 32) + 16 + 3),
 }
@@ -120,6 +141,14 @@ def test_the_dimension_is_the_nullity(name: str) -> None:
     case = make()
     dimension = find_symmetry(case[0]).dimension(params_of(case[0]))
     assert dimension == expected == nullity(case)
+
+
+def test_rotations_of_the_stream_are_left_out() -> None:
+    """With embeddings, gains and head all free, the stream may be rotated within its mean-free part: O(width - 1)."""
+    case = tiny_vit(whole=True)
+    dimension = find_symmetry(case[0]).dimension(params_of(case[0]))
+    assert dimension == BLOCK + 32 + 16 + 3 + (8 + 9 - 1)
+    assert nullity(case) - dimension == (WIDTH - 1) * (WIDTH - 2) // 2
 
 
 def test_random_vertical_vectors_span_that_many_directions() -> None:

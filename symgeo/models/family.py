@@ -82,12 +82,14 @@ class Embeddings:
     """What is added up at the start of the residual stream.
 
     owner : qualified class name of the module that owns all of it;  sums : spans that are added at the same tokens;
+    masks : spans that stand in for the first one of all at masked tokens;
     weights : those of maps whose outputs (first axis) are added;  norm : that of the embeddings, whose output is what
     the first layer reads, and nothing else.
     """
 
     owner: str
     sums: tuple[tuple[Span, ...], ...] = ()
+    masks: tuple[Span, ...] = ()
     weights: tuple[str, ...] = ()
     norm: str = ""
 

@@ -67,12 +67,14 @@ def embedding_symmetry(table: Embeddings, axes: dict[str, int], centred: bool) -
     """
     flows: dict[str, Flow] = {}
     sums = [[span for span in spans if span.parameter in axes] for spans in table.sums]
+    masks = [span for span in table.masks if span.parameter in axes]
     for number, spans in enumerate(sums):
         for other, span in enumerate(spans[1:], start=1):
-            flows[f"exchange_{number}_{other}"] = Compensation((spans[0],), (), (span,))
+            sources = (spans[0], *(masks if number == 0 else ()))
+            flows[f"exchange_{number}_{other}"] = Compensation(sources, (), (span,))
     if not centred:
         return Symmetry({}, {}, flows=flows)
-    last = {span.parameter: "_ " * (axes[span.parameter] - 1) + "1" for spans in sums for span in spans}
+    last = {span.parameter: "_ " * (axes[span.parameter] - 1) + "1" for spans in (*sums, masks) for span in spans}
     first = {weight: "1" + " _" * (axes[weight] - 1) for weight in table.weights if weight in axes}
     shifts = {f"{key.replace('.', '_')}_mean": {key: pattern} for key, pattern in (last | first).items()}
     return Symmetry({}, {}, shifts=shifts, flows=flows)

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from symgeo.errors import SymmetryError
-from symgeo.groups import Group, Permutation
-from symgeo.groups.sampling import normal
+from symgeo.groups import Group
 from symgeo.symmetry.bind import bind_layouts
 from symgeo.symmetry.blocks import Block, chains, find_blocks, inner_first, relabel
-from symgeo.symmetry.element import Element, checked
+from symgeo.symmetry.element import Element
+from symgeo.symmetry.elements import Elements
 from symgeo.symmetry.expand import Declaration
 from symgeo.symmetry.flow import Flow
 from symgeo.symmetry.layout import assemble, split
@@ -74,6 +74,9 @@ class Action:
         first = next(iter(params.values()), torch.empty(0))
         self.device = first.device
         self.dtype = torch.float32 if first.device.type == "mps" else torch.float64
+        self._elements = Elements(
+            self.groups, self.sizes, self.copies, self.coordinates, self.dtype, self.device
+        )
 
     def blocks(self, name: str) -> list[Block]:
         """The blocks that carry a group, in the order of the parameters; one entry for each factor."""
@@ -107,12 +110,7 @@ class Action:
 
     def identity(self) -> Element:
         """The identity."""
-        tensors = {
-            name: group.identity(self.sizes[name], self.copies[name], self.dtype, self.device)
-            for name, group in self.groups.items()
-        }
-        zeros = torch.zeros((), dtype=self.dtype, device=self.device)
-        return Element(tensors | {name: zeros.repeat(n) for name, n in self.coordinates.items()})
+        return self._elements.identity()
 
     def random(
         self, generator: torch.Generator | None = None, only: Collection[str] | None = None
@@ -121,21 +119,11 @@ class Action:
 
         With `only`, the parts of these names; the others are left out and stand for the identity.
         """
-        tensors = {
-            name: group.random(self.sizes[name], self.copies[name], generator, self.dtype, self.device)
-            for name, group in self.groups.items()
-            if only is None or name in only
-        }
-        return Element(tensors | self._random_coordinates(generator, only))
+        return self._elements.random(generator, only)
 
     def random_algebra(self, generator: torch.Generator | None = None) -> Element:
         """A random algebra element with standard normal coordinates; discrete groups have none."""
-        tensors = {
-            name: x.random_algebra(self.sizes[name], self.copies[name], generator, self.dtype, self.device)
-            for name, x in self.groups.items()
-            if not x.discrete
-        }
-        return Element(tensors | self._random_coordinates(generator))
+        return self._elements.random_algebra(generator)
 
     def element(self, tensors: Mapping[str, Tensor]) -> Element:
         """An element from its tensors; names that are left out stand for the identity.
@@ -144,7 +132,7 @@ class Action:
         permutation.
         """
         self._check_names(tensors)
-        return Element({name: self._part(name, x) for name, x in tensors.items()})
+        return Element({name: self._elements.part(name, x) for name, x in tensors.items()})
 
     def compose(self, g: Element, h: Element) -> Element:
         """The element g h, which acts by h first: act(compose(g, h), p) == act(g, act(h, p)).
@@ -228,15 +216,6 @@ class Action:
         moved = {name: self._linear.act(g, name, t) for name, t in translation.expand(coordinates).items()}
         return translation.extract(moved)
 
-    def _random_coordinates(
-        self, generator: torch.Generator | None, only: Collection[str] | None = None
-    ) -> dict[str, Tensor]:
-        return {
-            name: normal((n,), generator, self.dtype, self.device)
-            for name, n in self.coordinates.items()
-            if only is None or name in only
-        }
-
     def _full(self, g: Element) -> Element:
         """With all groups and shifts."""
         self._check_names(g)
@@ -245,19 +224,8 @@ class Action:
         identity = self.identity()
         return Element({name: identity[name] for name in (*self.groups, *self.shifts)} | g.tensors)
 
-    def _part(self, name: str, x: Tensor) -> Tensor:
-        if name in self.coordinates:
-            return checked(name, x, (self.coordinates[name],), self.dtype).to(self.device)
-        group = self.groups[name]
-        needed = (*self.copies[name], *group.element_shape(self.sizes[name]))
-        dtype = None if isinstance(group, Permutation) else self.dtype
-        return checked(name, x, needed, dtype).to(self.device)
-
     def _check_names(self, g: Mapping[str, Tensor]) -> None:
-        for name in g:
-            if name not in self.groups and name not in self.coordinates:
-                known = ", ".join([*self.groups, *self.coordinates]) or "none"
-                raise SymmetryError(f"an element has no part {name!r}; its parts are {known}")
+        self._elements.check_names(g)
 
     def _check_shapes(self, params: Params) -> None:
         translated = [name for shift in self.shifts.values() for name in shift.layouts]

@@ -23,6 +23,7 @@ FAMILY = Family(
              Span("embeddings.position_embeddings", rows=(1, None))),
             (Span("embeddings.cls_token"), Span("embeddings.position_embeddings", rows=(0, 1))),
         ),
+        masks=(Span("embeddings.mask_token"),),
         weights=("embeddings.patch_embeddings.projection.weight",),
     ),
 )

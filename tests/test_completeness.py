@@ -9,7 +9,7 @@ import torch
 from networks import params_of, randomise
 from torch import Tensor, nn
 
-from symgeo import SymmetryError, find_symmetry
+from symgeo import Symmetry, SymmetryError, check, find_symmetry
 from symgeo.models.tiny_vit import TinyViT
 
 WIDTH, HEADS, HIDDEN = 8, 2, 6
@@ -69,20 +69,32 @@ def multihead() -> Case:
 
 def from_tokens(kind: str) -> Case:
     """A whole model, its embeddings included, on sequences that use all of them."""
-    from transformers import BertConfig, BertModel, GPT2Config, GPT2Model
+    from transformers import BertConfig, BertForSequenceClassification, BertModel, GPT2Config, GPT2Model
 
     common = {"vocab_size": 11, "attn_implementation": "eager"}
-    if kind == "bert":
+    if kind != "gpt2":
         config = BertConfig(hidden_size=WIDTH, num_attention_heads=HEADS, intermediate_size=HIDDEN, num_hidden_layers=1,
-                            layer_norm_eps=1e-2, max_position_embeddings=7, **common)
-        model: nn.Module = BertModel(config, add_pooling_layer=False)
+                            layer_norm_eps=1e-2, max_position_embeddings=7, num_labels=3, **common)
+        model: nn.Module = BertForSequenceClassification(config)
+        if kind == "bert":
+            model = BertModel(config, add_pooling_layer=False)
     else:
         model = GPT2Model(GPT2Config(n_embd=WIDTH, n_layer=1, n_head=HEADS, n_inner=HIDDEN, n_positions=7,
                                      bos_token_id=0, eos_token_id=0, **common))
     generator = torch.Generator().manual_seed(3)
-    ids, types = (torch.randint(0, n, (80, 7), generator=generator) for n in (11, 2))
-    extra = {"token_type_ids": types} if kind == "bert" else {}
-    return randomise(model, size=0.3), lambda f: f(input_ids=ids, **extra).last_hidden_state  # type: ignore[attr-defined]
+    ids, types = (torch.randint(0, n, (400 if kind == "classifier" else 80, 7), generator=generator) for n in (11, 2))
+    extra = {"token_type_ids": types} if kind != "gpt2" else {}
+    return randomise(model, size=0.3), lambda f: f(input_ids=ids, **extra)[0]  # type: ignore[index]
+
+
+def vit() -> Case:
+    from transformers import ViTConfig, ViTModel
+
+    config = ViTConfig(hidden_size=WIDTH, num_hidden_layers=1, num_attention_heads=HEADS, intermediate_size=HIDDEN,
+                       image_size=4, patch_size=2, num_channels=1, layer_norm_eps=1e-2,
+                       attn_implementation="sdpa")  # the eager softmax is in single precision
+    model = randomise(ViTModel(config, add_pooling_layer=False), size=0.3)
+    return model, lambda f: f(pixel_values=inputs(80, 1, 4, 4))[0]  # type: ignore[index]
 
 
 def tiny_vit(depth: int = 1, whole: bool = False) -> Case:
@@ -130,6 +142,8 @@ CASES: dict[str, tuple[Callable[[], Case], int]] = {
     # the norm of the embeddings 24 - 16; exchanges 2 * 8; means of all rows 20; an exchange of means counts once
     "BERT with embeddings": (lambda: from_tokens("bert"), 134 + 8 + 16 + 20 - 2),
     "GPT-2 with embeddings": (lambda: from_tokens("gpt2"), 158 + 8 + 18 - 1),
+    "BERT with embeddings and a classifier": (lambda: from_tokens("classifier"), 134 + 8 + 16 + 20 - 2 + 3 * 8),
+    "ViT with embeddings": (vit, 158 + 16 + (1 + 1 + 5 + 4) - 2),
     "TinyViT": (tiny_vit, BLOCK + 32 + 16 + 3),
     "TinyViT, 2 layers": (lambda: tiny_vit(2), 2 * (BLOCK + 32) + 16 + 3),
 }
@@ -171,6 +185,23 @@ def test_scales_that_hold_up_to_an_eps_are_asked_for() -> None:
     assert more == find_symmetry(model).dimension(params_of(model)) + 4
     with pytest.raises(SymmetryError, match=r"groups .*\[encoder.layer.1\]"):
         find_symmetry(bert(2, eps=1.0)[0], approximate=True)
+
+
+def test_masked_tokens_are_moved_with_the_patches() -> None:
+    from transformers import ViTConfig, ViTForMaskedImageModeling
+
+    model = randomise(ViTForMaskedImageModeling(ViTConfig(
+        hidden_size=WIDTH, num_hidden_layers=1, num_attention_heads=HEADS, intermediate_size=HIDDEN, image_size=4,
+        patch_size=2, encoder_stride=2, num_channels=1, attn_implementation="sdpa")))
+    params, symmetry = params_of(model), find_symmetry(model)
+    images, mask = inputs(5, 1, 4, 4), inputs(5, 4) > 0
+
+    def f(p: dict[str, Tensor]) -> Tensor:
+        out = torch.func.functional_call(model, p, (images,), {"bool_masked_pos": mask})
+        return out.reconstruction  # type: ignore[no-any-return]
+
+    only = Symmetry({}, {}, flows=symmetry.flows)
+    assert "exchange_0_1[vit]" in only.flows and check(only, f, params).invariance < 1e-12
 
 
 def test_frozen_embeddings_are_read() -> None:

@@ -19,7 +19,8 @@ from symgeo.symmetry import Symmetry
 # of norms; rows of the maps that read a LayerNorm; what gates and activations add.  Around the layers: the last norm
 # and its head, what embeddings exchange, and their means (the exchange of a mean is counted once)
 DIMENSIONS = {
-    "bert": 2 * (2 * 3 * 49 + 2 * 21 + (21 + 1) + (37 + 1) + 2 * 21 + (3 * 21 + 37)) + 2 * 21 + (41 + 16 + 2) - 2,
+    "bert": 2 * (2 * 3 * 49 + 2 * 21 + (21 + 1) + (37 + 1) + 2 * 21 + (3 * 21 + 37))
+    + 2 * 21 + (41 + 16 + 2) - 2 + 3 * 21,
     "gpt2": 2 * (2 * 3 * 49 + 2 * 21 + (21 + 1) + (37 + 1) + 4 * 21 + (3 * 21 + 37)) + 16,
     "vit": 2 * (2 * 3 * 49 + 2 * 21 + (21 + 1) + (37 + 1) + 4 * 21 + (3 * 21 + 37)) + 2 * 21 + 3
     + 2 * 21 + (1 + 1 + 17 + 4) - 2,

@@ -56,7 +56,7 @@ def heads(model: nn.Module, families: Iterable[Family]) -> Iterator[tuple[str, F
             for head in family.heads:
                 if head.owner not in qualified_names(owner):
                     continue
-                final, last = norm(owner, head.norm), owner.get_submodule(head.linear)
+                final, last = norm(owner, _last(owner, head.norm)), _child(owner, head.linear)
                 if final and isinstance(last, nn.Linear) and all(uses[id(p)] == 1 for p in last.parameters()):
                     yield f"{name}." if name else "", family, final, linear(owner, head.linear)
 
@@ -79,6 +79,19 @@ def embeddings(
             centred = first.centred if first else all(layer.prenorm and layer.centred_readers for layer in members)
             own = {key: p.ndim for key, p in owner.named_parameters() if uses[id(p)] == 1}
             yield f"{name}." if name else "", family, table, own, centred
+
+
+def _last(owner: nn.Module, path: str) -> str:
+    """The path with the number of the last layer in place of the star."""
+    before, star, after = path.partition(".*.")
+    if not star:
+        return path
+    return f"{before}.{sum(1 for _ in owner.get_submodule(before).children()) - 1}.{after}"
+
+
+def _child(owner: nn.Module, path: str) -> nn.Module | None:
+    """The submodule at a path, if it is there."""
+    return dict(owner.named_modules()).get(path)
 
 
 def _uses(model: nn.Module) -> Counter[int]:

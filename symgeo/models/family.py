@@ -70,7 +70,10 @@ class MLPNames:
 
 @dataclass(frozen=True)
 class Head:
-    """What alone reads the output of the last norm: qualified class name of their owner, and their names there."""
+    """What alone reads the output of the last norm: qualified class name of their owner, and their names there.
+
+    A `*` in the name of the norm stands for the last layer.
+    """
 
     owner: str
     norm: str

@@ -44,7 +44,8 @@ def find_symmetry(model: nn.Module, strict: bool = True, approximate: bool = Fal
     Groups are derived from the structure that a table names (grouped queries, rotary positions, gates,
     activations, norms) and tried: a random element of every group must leave the outputs on random inputs
     unchanged.  Keys are the names of ``model.named_parameters()``.  Parameters whose ``requires_grad`` is False
-    are constants: nothing moves them.  The model, in evaluation mode, computes the same; it is not modified.
+    are constants: nothing moves them.  The same outputs means in evaluation mode, and from the model's main input
+    (token ids, not ``inputs_embeds``, where embeddings are not frozen).  The model is not modified.
 
     ``approximate=True`` adds what holds only up to the eps of a norm (exact, and always included, where that is 0).
 

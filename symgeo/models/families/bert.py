@@ -1,6 +1,6 @@
 """BERT (transformers)."""
 
-from symgeo.models.family import AttentionNames, Embeddings, Family, MLPNames
+from symgeo.models.family import AttentionNames, Embeddings, Family, Head, MLPNames
 from symgeo.symmetry import Span
 
 FAMILY = Family(
@@ -20,5 +20,13 @@ FAMILY = Family(
         sums=((Span("embeddings.word_embeddings.weight"), Span("embeddings.position_embeddings.weight"),
                Span("embeddings.token_type_embeddings.weight")),),
         norm="embeddings.LayerNorm",
+    ),
+    heads=tuple(
+        Head(f"transformers.models.bert.modeling_bert.{owner}", "bert.encoder.layer.*.output.LayerNorm", linear)
+        for owner, linear in (
+            ("BertForSequenceClassification", "bert.pooler.dense"),
+            ("BertForTokenClassification", "classifier"),
+            ("BertForMaskedLM", "cls.predictions.transform.dense"),
+        )
     ),
 )

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from torch import nn
 
 from symgeo.models.structure import MLP, Attention, Layer, is_homogeneous, is_odd, linear, norm
+from symgeo.symmetry import Span
 
 
 @dataclass(frozen=True)
@@ -68,12 +69,42 @@ class MLPNames:
 
 
 @dataclass(frozen=True)
+class Head:
+    """What alone reads the output of the last norm: qualified class name of their owner, and their names there.
+
+    A `*` in the name of the norm stands for the last layer.
+    """
+
+    owner: str
+    norm: str
+    linear: str
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """What is added up at the start of the residual stream.
+
+    owner : qualified class name of the module that owns all of it;  sums : spans that are added at the same tokens;
+    masks : spans that stand in for the first one of all at masked tokens;
+    weights : those of maps whose outputs (first axis) are added;  norm : that of the embeddings, whose output is what
+    the first layer reads, and nothing else.
+    """
+
+    owner: str
+    sums: tuple[tuple[Span, ...], ...] = ()
+    masks: tuple[Span, ...] = ()
+    weights: tuple[str, ...] = ()
+    norm: str = ""
+
+
+@dataclass(frozen=True)
 class Family:
     """One table: the class of the layer and where its parts are.
 
     layer : qualified class name of the layer module;  prenorm : True, False, or the attribute that says so;
     stack, final_norm : qualified class name of the module that holds the list of layers, and the name there of
-    the norm that reads the residual stream last.
+    the norm that reads the residual stream last;
+    heads : the linear maps that models of this family put behind their last norm.
     """
 
     name: str
@@ -85,6 +116,8 @@ class Family:
     prenorm: bool | str = True
     stack: str = ""
     final_norm: str = ""
+    embeddings: Embeddings | None = None
+    heads: tuple[Head, ...] = ()
 
     def read(self, module: nn.Module, stack: nn.Module | None) -> Layer:
         """The structure of ``module``, a layer of this family in ``stack``."""
@@ -94,12 +127,18 @@ class Family:
         final = getattr(stack, self.final_norm, None) if known else None
         centred = all(n is not None and n.centred for n in norms) and (not prenorm or isinstance(final, nn.LayerNorm))
         mlp = self.mlp.read(module) if self.mlp else None
-        return Layer(self.attention.read(module), mlp, norms[0], norms[1], prenorm, centred)
+        last = None if prenorm or stack is None or not _is_last(module, stack) else final
+        after = norm(stack, self.final_norm) if stack is not None and last is not None else None
+        return Layer(self.attention.read(module), mlp, norms[0], norms[1], prenorm, centred, after)
 
     def owned(self) -> set[str]:
         """The submodules this table accounts for."""
         mlp = {self.mlp.up, self.mlp.down, self.mlp.gate} if self.mlp else set()
         return (self.attention.owned() | mlp | {self.attention_norm, self.mlp_norm}) - {""}
+
+
+def _is_last(layer: nn.Module, stack: nn.Module) -> bool:
+    return any(isinstance(child, nn.ModuleList) and child[-1] is layer for child in stack.children())
 
 
 def qualified_names(module: nn.Module) -> set[str]:

@@ -11,33 +11,45 @@ from torch import nn
 
 from symgeo.errors import SymmetryError
 from symgeo.functional import Params
+from symgeo.models.entry import Entries, embeddings, heads
 from symgeo.models.families import FAMILIES
 from symgeo.models.family import Family, qualified_names
-from symgeo.models.generators import layer_symmetry
+from symgeo.models.generators import embedding_symmetry, entry_symmetry, head_symmetry, layer_symmetry
 from symgeo.models.probe import evaluating, full_precision, inputs, output_function
+from symgeo.models.structure import Layer
 from symgeo.symmetry import CheckReport, Symmetry, check
 from symgeo.symmetry.check import Function
 
 # what a part with learned weights is usually called; such a part outside every table is named, not ignored
 SUSPECT = re.compile(r"Attention|Attn|MLP|FeedForward|FFN|EncoderLayer|DecoderLayer|Expert|LSTM|GRU|RNN")
 
+# what a symmetry up to the eps of a norm may change
+APPROXIMATE = 1e-2
+
 
 @dataclass(frozen=True)
 class Found:
-    """One recognised layer: where, by which table, and its symmetry with full parameter names."""
+    """One recognised layer: where, by which table, its symmetry with full parameter names, and its structure.
+
+    The ends of a stack, which are no layers, have none.
+    """
 
     prefix: str
     family: Family
     symmetry: Symmetry
+    layer: Layer | None = None
 
 
-def find_symmetry(model: nn.Module, strict: bool = True) -> Symmetry:
+def find_symmetry(model: nn.Module, strict: bool = True, approximate: bool = False) -> Symmetry:
     """The symmetry of a model whose layers are in the family tables, verified on the model itself.
 
     Groups are derived from the structure that a table names (grouped queries, rotary positions, gates,
     activations, norms) and tried: a random element of every group must leave the outputs on random inputs
     unchanged.  Keys are the names of ``model.named_parameters()``.  Parameters whose ``requires_grad`` is False
-    are constants: no group moves them.  The model is not modified.
+    are constants: nothing moves them.  The same outputs means in evaluation mode, and from the model's main input
+    (token ids, not ``inputs_embeds``, where embeddings are not frozen).  The model is not modified.
+
+    ``approximate=True`` adds what holds only up to the eps of a norm (exact, and always included, where that is 0).
 
     Raises ``SymmetryError`` when no layer is known, when a part that looks like attention or an MLP is in no
     table (with ``strict=False`` a warning, and that part is left alone), or when a derived group does not leave
@@ -48,7 +60,7 @@ def find_symmetry(model: nn.Module, strict: bool = True) -> Symmetry:
     >>> symmetry.tensors["blocks.0.attention.query.bias"]
     '(H[blocks.0] e[blocks.0]*)'
     """
-    found = recognise(model)
+    found = recognise(model, approximate)
     unknown = unknown_parts(model, found)
     if not found:
         known = ", ".join(family.name for family in FAMILIES)
@@ -63,14 +75,18 @@ def find_symmetry(model: nn.Module, strict: bool = True) -> Symmetry:
         if strict:
             raise SymmetryError(f"{message}. Pass strict=False to leave them out, or declare their symmetry")
         warnings.warn(f"{message}; they are left alone", stacklevel=2)
+    ends = find_ends(model, found)
     frozen = frozenset(name for name, p in model.named_parameters() if not p.requires_grad)
-    symmetry = _union(found, frozen)
-    verify(model, found, frozen)
+    symmetry = _union(found + ends, frozen)
+    verify(model, (recognise(model) if approximate else found) + ends, frozen)
+    if approximate:
+        verify(model, found + ends, frozen, APPROXIMATE)
     return symmetry
 
 
-def recognise(model: nn.Module) -> list[Found]:
+def recognise(model: nn.Module, approximate: bool = False) -> list[Found]:
     """The layers of known families, outermost first match."""
+    entries = Entries()
     tables = {family.layer: family for family in FAMILIES}
     result: list[Found] = []
 
@@ -80,14 +96,29 @@ def recognise(model: nn.Module) -> list[Found]:
             family = tables[names.pop()]
             # the list of layers lies between a layer and the module that holds the stack
             stack = next((m for m in reversed(above) if not isinstance(m, nn.ModuleList)), None)
-            symmetry = layer_symmetry(family.read(module, stack))
-            result.append(Found(prefix, family, symmetry.each(prefix.removesuffix(".")) if prefix else symmetry))
+            layer = family.read(module, stack)
+            symmetry = layer_symmetry(layer, approximate)
+            symmetry = symmetry.each(prefix.removesuffix(".")) if prefix else symmetry
+            if before := entries.norm_before(layer, family, prefix, above):
+                symmetry = symmetry | entry_symmetry(layer, before, prefix, approximate)
+            result.append(Found(prefix, family, symmetry, layer))
             return
         for name, child in module.named_children():
             walk(child, f"{prefix}{name}.", [*above, module])
 
     walk(model, "", [])
     return result
+
+
+def find_ends(model: nn.Module, found: list[Found]) -> list[Found]:
+    """The embeddings, and the last norm with the head behind it, where the families of the layers know them."""
+    layers = [(f.family, f.layer) for f in found if f.layer]
+    ends = [(prefix, family, head_symmetry(final, head))
+            for prefix, family, final, head in heads(model, dict(layers))]
+    ends += [(prefix, family, embedding_symmetry(table, axes, centred))
+             for prefix, family, table, axes, centred in embeddings(model, layers)]
+    return [Found(prefix, family, symmetry.each(prefix.removesuffix(".")) if prefix else symmetry)
+            for prefix, family, symmetry in ends]
 
 
 def unknown_parts(model: nn.Module, found: list[Found]) -> list[str]:
@@ -118,16 +149,19 @@ def _outermost(parts: list[str]) -> list[str]:
 
 
 def _union(found: list[Found], frozen: frozenset[str]) -> Symmetry:
-    tensors, groups, sizes, shifts = {}, {}, {}, {}
+    tensors, groups, sizes, shifts, flows = {}, {}, {}, {}, {}
     for f in found:
         tensors.update(f.symmetry.tensors)
         groups.update(f.symmetry.groups)
         sizes.update(f.symmetry.sizes)
         shifts.update(f.symmetry.shifts)
-    return Symmetry(tensors, groups, sizes, shifts, frozen=frozen)
+        flows.update(f.symmetry.flows)
+    return Symmetry(tensors, groups, sizes, shifts, frozen=frozen, flows=flows)
 
 
-def verify(model: nn.Module, found: list[Found], frozen: frozenset[str]) -> list[CheckReport]:
+def verify(
+    model: nn.Module, found: list[Found], frozen: frozenset[str], tolerance: float | None = None
+) -> list[CheckReport]:
     """Tries a random element on the outermost modules with known inputs that contain the layers.
 
     Raises ``SymmetryError`` naming the groups that change the output, and layers that could not be tried.
@@ -142,9 +176,9 @@ def verify(model: nn.Module, found: list[Found], frozen: frozenset[str]) -> list
         symmetry = _relative(_union(inside, frozen), prefix)
         params = {name: full_precision(p.detach()) for name, p in module.named_parameters()}
         with evaluating(module):
-            report = _try(symmetry, output_function(module, call), params, by_group=False)
+            report = _try(symmetry, output_function(module, call), params, tolerance, by_group=False)
             if not report.ok:
-                report = _try(symmetry, output_function(module, call), params, by_group=True)
+                report = _try(symmetry, output_function(module, call), params, tolerance, by_group=True)
         _judge(report, module, inside[0].family)
         reports.append(report)
     if waiting:
@@ -156,8 +190,11 @@ def verify(model: nn.Module, found: list[Found], frozen: frozenset[str]) -> list
     return reports
 
 
-def _try(symmetry: Symmetry, f: Function, params: Params, by_group: bool) -> CheckReport:
-    return check(symmetry, f, params, samples=1, generator=torch.Generator().manual_seed(1), by_group=by_group)
+def _try(
+    symmetry: Symmetry, f: Function, params: Params, tolerance: float | None, by_group: bool
+) -> CheckReport:
+    generator = torch.Generator().manual_seed(1)
+    return check(symmetry, f, params, samples=1, generator=generator, tolerance=tolerance, by_group=by_group)
 
 
 def _probes(module: nn.Module, prefix: str) -> list[tuple[str, nn.Module]]:
@@ -173,6 +210,7 @@ def _relative(symmetry: Symmetry, prefix: str) -> Symmetry:
         {name[cut:]: pattern for name, pattern in symmetry.tensors.items()}, symmetry.groups, symmetry.sizes,
         {group: {name[cut:]: pattern for name, pattern in shift.items()} for group, shift in symmetry.shifts.items()},
         frozen=frozenset(name[cut:] for name in symmetry.frozen if name.startswith(prefix)),
+        flows={name: flow.renamed(lambda key: key[cut:]) for name, flow in symmetry.flows.items()},
     )
 
 

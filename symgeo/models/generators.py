@@ -1,18 +1,27 @@
 """The symmetries that follow from structure; written once, for every family.
 
 Notation of a declaration: H heads (K key-value heads of G query heads each), e the query-key group, f the
-value-output group, h hidden units, u their scalings, s their signs, c the coordinates of a norm.
+value-output group, h hidden units, u their scalings, s their signs, c and g the coordinates of a norm, x, y and z
+the scale of what a norm passes on.
 """
 
 from __future__ import annotations
 
+from functools import reduce
+from operator import or_
+
 from symgeo.groups import GeneralLinear, Group, Permutation, PositiveScaling, Rotary, SignFlip
+from symgeo.models.compensated import entry_flows, entry_scale, exit_symmetry, head_flows, layer_flows, layer_scale
+from symgeo.models.family import Embeddings
 from symgeo.models.structure import MLP, Attention, Layer, Linear, Norm
-from symgeo.symmetry import Symmetry
+from symgeo.symmetry import Compensation, Flow, Symmetry
 
 
-def layer_symmetry(layer: Layer) -> Symmetry:
-    """Everything that is known of one layer, with names relative to it."""
+def layer_symmetry(layer: Layer, approximate: bool = False) -> Symmetry:
+    """Everything that is known of one layer, with names relative to it.
+
+    With ``approximate``, also what holds up to the eps of a norm.
+    """
     parts = [attention_symmetry(layer.attention)]
     if layer.mlp:
         parts.append(mlp_symmetry(layer.mlp))
@@ -25,10 +34,50 @@ def layer_symmetry(layer: Layer) -> Symmetry:
         parts.append(mean_shifts("attention_mean", layer.attention.output))
         if layer.mlp:
             parts.append(mean_shifts("mlp_mean", layer.mlp.down))
-    result = parts[0]
-    for part in parts[1:]:
-        result = result | part
-    return result
+    parts.append(Symmetry({}, {}, flows=layer_flows(layer)))
+    if scale := layer_scale(layer, approximate):
+        parts.append(scale)
+    if layer.final_norm and layer.mlp_norm:
+        parts.append(exit_symmetry(layer.mlp_norm, layer.final_norm, approximate))
+    return reduce(or_, parts)
+
+
+def entry_symmetry(layer: Layer, before: Norm, prefix: str, approximate: bool = False) -> Symmetry:
+    """What a post-norm layer at ``prefix`` has together with ``before``, the norm whose output it reads."""
+    scope = prefix.removesuffix(".")
+
+    def rule(name: str) -> str:
+        return f"{prefix}{name}"
+
+    flows = {f"{name}[{scope}]": flow for name, flow in entry_flows(layer, before, rule).items()}
+    scale = entry_scale(layer, before, rule, approximate, f"y[{scope}]")
+    return Symmetry({}, {}, flows=flows) | (scale or Symmetry({}, {}))
+
+
+def head_symmetry(norm: Norm, head: Linear) -> Symmetry:
+    """What the last norm has together with the only map that reads it."""
+    flows = Symmetry({}, {}, flows=head_flows(norm, head))
+    return gain_symmetry("final", norm, (head,)) | flows
+
+
+def embedding_symmetry(table: Embeddings, axes: dict[str, int], centred: bool) -> Symmetry:
+    """What embeddings exchange where they are added up, and their means where all readers remove them.
+
+    ``axes`` has the number of axes of every parameter that nothing else uses.
+    """
+    flows: dict[str, Flow] = {}
+    sums = [[span for span in spans if span.parameter in axes] for spans in table.sums]
+    masks = [span for span in table.masks if span.parameter in axes]
+    for number, spans in enumerate(sums):
+        for other, span in enumerate(spans[1:], start=1):
+            sources = (spans[0], *(masks if number == 0 else ()))
+            flows[f"exchange_{number}_{other}"] = Compensation(sources, (), (span,))
+    if not centred:
+        return Symmetry({}, {}, flows=flows)
+    last = {span.parameter: "_ " * (axes[span.parameter] - 1) + "1" for spans in (*sums, masks) for span in spans}
+    first = {weight: "1" + " _" * (axes[weight] - 1) for weight in table.weights if weight in axes}
+    shifts = {f"{key.replace('.', '_')}_mean": {key: pattern} for key, pattern in (last | first).items()}
+    return Symmetry({}, {}, shifts=shifts, flows=flows)
 
 
 def attention_symmetry(a: Attention) -> Symmetry:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,10 @@ class Linear:
     weight: str
     bias: str | None
     transposed: bool = False
+
+    def renamed(self, rule: Callable[[str], str]) -> Linear:
+        """The same map under other names."""
+        return Linear(rule(self.weight), rule(self.bias) if self.bias else None, self.transposed)
 
     def outputs(self, axis: str) -> dict[str, str]:
         """Patterns of a map whose outputs transform by ``axis``."""
@@ -64,11 +68,19 @@ class MLP:
 
 @dataclass(frozen=True)
 class Norm:
-    """A normalisation with learned gain and bias; ``centred`` when it removes the mean (LayerNorm)."""
+    """A normalisation with learned gain and bias; ``centred`` when it removes the mean (LayerNorm).
+
+    ``eps`` is what it adds to the mean square; only where it is 0 does the norm remove scales exactly.
+    """
 
     weight: str
     bias: str | None
     centred: bool
+    eps: float = 1e-5
+
+    def renamed(self, rule: Callable[[str], str]) -> Norm:
+        """The same norm under other names."""
+        return replace(self, weight=rule(self.weight), bias=rule(self.bias) if self.bias else None)
 
 
 @dataclass(frozen=True)
@@ -76,7 +88,8 @@ class Layer:
     """One transformer layer, with names relative to it.
 
     prenorm : norms stand before attention and MLP and feed nothing else;
-    centred_readers : everything that reads the residual stream removes its mean first.
+    centred_readers : everything that reads the residual stream removes its mean first;
+    final_norm : in the last layer of a post-norm stack, the norm that reads its output, if there is one.
     """
 
     attention: Attention
@@ -85,6 +98,7 @@ class Layer:
     mlp_norm: Norm | None = None
     prenorm: bool = False
     centred_readers: bool = False
+    final_norm: Norm | None = None
 
 
 def linear(module: nn.Module, name: str) -> Linear:
@@ -102,7 +116,7 @@ def norm(module: nn.Module, name: str) -> Norm | None:
     if gain is None or not (isinstance(child, nn.LayerNorm) or kind in PLAIN_RMS_NORMS):
         return None
     return Norm(f"{name}.weight", f"{name}.bias" if bias is not None else None,
-                centred=isinstance(child, nn.LayerNorm))
+                centred=isinstance(child, nn.LayerNorm), eps=child.eps if isinstance(child, nn.LayerNorm) else 1e-5)
 
 
 PLAIN_RMS_NORMS = ("RMSNorm", "LlamaRMSNorm")

@@ -5,18 +5,25 @@ from symgeo.symmetry.blocks import Block
 from symgeo.symmetry.check import CheckReport, GroupReport, check
 from symgeo.symmetry.dimension import vertical_dimension
 from symgeo.symmetry.element import Element
+from symgeo.symmetry.flow import Compensation, Flow, RowFreedom
 from symgeo.symmetry.layout import Dim, assemble, split
 from symgeo.symmetry.pattern import Pattern, parse
+from symgeo.symmetry.reader import Reader, Span
 from symgeo.symmetry.spec import Symmetry
 
 __all__ = [
     "Action",
     "Block",
     "CheckReport",
+    "Compensation",
     "Dim",
     "Element",
+    "Flow",
     "GroupReport",
     "Pattern",
+    "Reader",
+    "RowFreedom",
+    "Span",
     "Symmetry",
     "assemble",
     "check",

@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 from symgeo.errors import SymmetryError
-from symgeo.groups import Group, Permutation
-from symgeo.groups.sampling import normal
+from symgeo.groups import Group
 from symgeo.symmetry.bind import bind_layouts
 from symgeo.symmetry.blocks import Block, chains, find_blocks, inner_first, relabel
-from symgeo.symmetry.element import Element, checked
+from symgeo.symmetry.element import Element
+from symgeo.symmetry.elements import Elements
 from symgeo.symmetry.expand import Declaration
+from symgeo.symmetry.flow import Flow
 from symgeo.symmetry.layout import assemble, split
+from symgeo.symmetry.linear import LinearPart
 from symgeo.symmetry.normaliser import check_normalised
 from symgeo.symmetry.shifts import Translation, bind_shift
 
@@ -33,6 +35,8 @@ class Action:
     declared: the name that the user wrote for each name here, `e[layers.*]`
     layouts: for each declared parameter how it splits into blocks
     shifts: the translations
+    flows: the compensated directions; they act last, in this order
+    coordinates: the number of coordinates of every shift and flow
     frozen: parameters that nothing here moves
     device, dtype: where and how elements are drawn
     """
@@ -61,10 +65,20 @@ class Action:
         }
         for name, shift in self.shifts.items():
             check_normalised(name, shift, self.layouts, self.groups, self._blocks)
-        self._schedule = inner_first(self._blocks, self._chains)
+        self.flows: dict[str, Flow] = {
+            name: flow
+            for name, flow in declaration.flows.items()
+            if not set(flow.moves) & declaration.frozen
+        }
+        self.coordinates = {name: shift.dimension for name, shift in self.shifts.items()}
+        self.coordinates |= {name: flow.dimension(self.shapes) for name, flow in self.flows.items()}
+        self._linear = LinearPart(self.layouts, self.groups, inner_first(self._blocks, self._chains))
         first = next(iter(params.values()), torch.empty(0))
         self.device = first.device
         self.dtype = torch.float32 if first.device.type == "mps" else torch.float64
+        self._elements = Elements(
+            self.groups, self.sizes, self.copies, self.coordinates, self.dtype, self.device
+        )
 
     def blocks(self, name: str) -> list[Block]:
         """The blocks that carry a group, in the order of the parameters; one entry for each factor."""
@@ -98,12 +112,7 @@ class Action:
 
     def identity(self) -> Element:
         """The identity."""
-        tensors = {
-            name: group.identity(self.sizes[name], self.copies[name], self.dtype, self.device)
-            for name, group in self.groups.items()
-        }
-        zeros = torch.zeros((), dtype=self.dtype, device=self.device)
-        return Element(tensors | {name: zeros.repeat(x.dimension) for name, x in self.shifts.items()})
+        return self._elements.identity()
 
     def random(
         self, generator: torch.Generator | None = None, only: Collection[str] | None = None
@@ -112,21 +121,11 @@ class Action:
 
         With `only`, the parts of these names; the others are left out and stand for the identity.
         """
-        tensors = {
-            name: group.random(self.sizes[name], self.copies[name], generator, self.dtype, self.device)
-            for name, group in self.groups.items()
-            if only is None or name in only
-        }
-        return Element(tensors | self._random_shifts(generator, only))
+        return self._elements.random(generator, only)
 
     def random_algebra(self, generator: torch.Generator | None = None) -> Element:
         """A random algebra element with standard normal coordinates; discrete groups have none."""
-        tensors = {
-            name: x.random_algebra(self.sizes[name], self.copies[name], generator, self.dtype, self.device)
-            for name, x in self.groups.items()
-            if not x.discrete
-        }
-        return Element(tensors | self._random_shifts(generator))
+        return self._elements.random_algebra(generator)
 
     def element(self, tensors: Mapping[str, Tensor]) -> Element:
         """An element from its tensors; names that are left out stand for the identity.
@@ -135,10 +134,15 @@ class Action:
         permutation.
         """
         self._check_names(tensors)
-        return Element({name: self._part(name, x) for name, x in tensors.items()})
+        return Element({name: self._elements.part(name, x) for name, x in tensors.items()})
 
     def compose(self, g: Element, h: Element) -> Element:
-        """The element g h, which acts by h first: act(compose(g, h), p) == act(g, act(h, p))."""
+        """The element g h, which acts by h first: act(compose(g, h), p) == act(g, act(h, p)).
+
+        One stage if neither has flows, and a chain otherwise.
+        """
+        if self._flowing(g) or self._flowing(h):
+            return Element(g.tensors, (*h.stages, *g.first))
         g, h = self._full(g), self._full(h)
         back = self.inverse(h)
         tensors = {
@@ -148,7 +152,10 @@ class Action:
         return Element(tensors | {name: g[name] + self._carry(g, name, h[name]) for name in self.shifts})
 
     def inverse(self, g: Element) -> Element:
-        """The inverse element."""
+        """The inverse element; of an element with flows, a chain."""
+        if self._flowing(g):
+            stages = [back for stage in reversed(g.stages) for back in self._inverse_stages(stage)]
+            return Element(stages[-1].tensors, tuple(stages[:-1]))
         g = self._full(g)
         linear = Element(
             {
@@ -163,39 +170,40 @@ class Action:
 
         Differentiable, and usable inside torch.func transforms.
         """
-        self._check_names(g)
         self._check_shapes(params)
-        out = {name: self._linear(g, name, x) for name, x in params.items()}
-        return self._translate(g, out)
+        out = dict(params)
+        for stage in g.stages:
+            self._check_names(stage)
+            out = self._translate(stage, {name: self._linear.act(stage, name, x) for name, x in out.items()})
+            for name in self._flows_of(stage):
+                steps = self.flows[name].displacement(stage[name], out)
+                out |= {key: (out[key] + step).to(out[key].dtype) for key, step in steps.items()}
+        return out
 
     def vertical(self, xi: Element, params: Params) -> dict[str, Tensor]:
         """The velocity d/dt act(exp(t xi), params) at t = 0; zero where nothing moves."""
         self._check_names(xi)
         self._check_shapes(params)
-        out = {name: self._infinitesimal(xi, name, x) for name, x in params.items()}
-        return self._translate(xi, out)
+        out = {name: self._linear.vertical(xi, name, x) for name, x in params.items()}
+        out = self._translate(xi, out)
+        for name in self._flows_of(xi):
+            steps = self.flows[name].displacement(xi[name], params)
+            out |= {key: out[key] + step.to(out[key].dtype) for key, step in steps.items()}
+        return out
 
-    def _linear(self, g: Element, parameter: str, x: Tensor) -> Tensor:
-        steps = [(name, block) for name, block in self._schedule.get(parameter, []) if name in g]
-        if not steps:
-            return x
-        blocks = split(self.layouts[parameter], _at_least_single(x))
-        for name, block in steps:
-            rows = block.rows(blocks[block.index])
-            blocks[block.index] = block.restore(self.groups[name].act(g[name], rows, dual=block.dual))
-        return assemble(self.layouts[parameter], blocks).to(x.dtype)
+    def _flows_of(self, g: Element) -> list[str]:
+        """The flows that an element has, in the order in which they act."""
+        return [name for name in self.flows if name in g]
 
-    def _infinitesimal(self, xi: Element, parameter: str, x: Tensor) -> Tensor:
-        steps = [(name, block) for name, block in self._schedule.get(parameter, []) if name in xi]
-        if not steps:
-            return torch.zeros_like(x)
-        blocks = split(self.layouts[parameter], _at_least_single(x))
-        moved = [torch.zeros_like(block) for block in blocks]
-        for name, block in steps:
-            rows = block.rows(blocks[block.index])
-            velocity = self.groups[name].vertical(xi[name], rows, dual=block.dual)
-            moved[block.index] = moved[block.index] + block.restore(velocity)
-        return assemble(self.layouts[parameter], moved).to(x.dtype)
+    def _flowing(self, g: Element) -> bool:
+        """Whether an element has parts that do not merge with others."""
+        return bool(g.first or self._flows_of(g))
+
+    def _inverse_stages(self, stage: Element) -> list[Element]:
+        """The inverse of one stage: its flows backwards one by one, then the inverse of the rest."""
+        back = [Element({name: -stage[name]}) for name in reversed(self._flows_of(stage))]
+        rest = Element({name: x for name, x in stage.items() if name not in self.flows})
+        return [*back, self.inverse(rest)] if len(rest) or not back else back
 
     def _translate(self, g: Element, params: dict[str, Tensor]) -> dict[str, Tensor]:
         for name, shift in self.shifts.items():
@@ -207,48 +215,27 @@ class Action:
     def _carry(self, g: Element, shift: str, coordinates: Tensor) -> Tensor:
         """The coordinates of a translation after the linear part of g."""
         translation = self.shifts[shift]
-        moved = {name: self._linear(g, name, t) for name, t in translation.expand(coordinates).items()}
+        moved = {name: self._linear.act(g, name, t) for name, t in translation.expand(coordinates).items()}
         return translation.extract(moved)
 
-    def _random_shifts(
-        self, generator: torch.Generator | None, only: Collection[str] | None = None
-    ) -> dict[str, Tensor]:
-        return {
-            name: normal((shift.dimension,), generator, self.dtype, self.device)
-            for name, shift in self.shifts.items()
-            if only is None or name in only
-        }
-
     def _full(self, g: Element) -> Element:
+        """With all groups and shifts."""
         self._check_names(g)
-        complete = len(g) == len(self.groups) + len(self.shifts)
-        return g if complete else Element(self.identity().tensors | g.tensors)
-
-    def _part(self, name: str, x: Tensor) -> Tensor:
-        if name in self.shifts:
-            return checked(name, x, (self.shifts[name].dimension,), self.dtype).to(self.device)
-        group = self.groups[name]
-        needed = (*self.copies[name], *group.element_shape(self.sizes[name]))
-        dtype = None if isinstance(group, Permutation) else self.dtype
-        return checked(name, x, needed, dtype).to(self.device)
+        if len(g) == len(self.groups) + len(self.shifts):
+            return g
+        identity = self.identity()
+        return Element({name: identity[name] for name in (*self.groups, *self.shifts)} | g.tensors)
 
     def _check_names(self, g: Mapping[str, Tensor]) -> None:
-        for name in g:
-            if name not in self.groups and name not in self.shifts:
-                known = ", ".join([*self.groups, *self.shifts]) or "none"
-                raise SymmetryError(f"an element has no part {name!r}; its parts are {known}")
+        self._elements.check_names(g)
 
     def _check_shapes(self, params: Params) -> None:
         translated = [name for shift in self.shifts.values() for name in shift.layouts]
-        for name in dict.fromkeys([*self.layouts, *translated]):
+        flowing = [name for flow in self.flows.values() for name in (*flow.moves, *flow.reads)]
+        for name in dict.fromkeys([*self.layouts, *translated, *flowing]):
             found = tuple(params[name].shape) if name in params else None
             if found != self.shapes[name]:
                 raise SymmetryError(
                     f"parameter {name!r}: bound with shape {self.shapes[name]},"
                     f" found {'no such parameter' if found is None else found}; bind the symmetry again"
                 )
-
-
-def _at_least_single(x: Tensor) -> Tensor:
-    """Half precision is computed in single and rounded once."""
-    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x

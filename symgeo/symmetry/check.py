@@ -23,7 +23,7 @@ _DRAWS = 16
 
 @dataclass(frozen=True)
 class GroupReport:
-    """What the elements of one declared group (or shift) alone do.
+    """What the elements of one declared group (shift, flow) alone do.
 
     Attributes
     ----------
@@ -50,7 +50,7 @@ class CheckReport:
     invariance: max |f(g p) - f(p)| / max |f(p)|, the largest over the samples
     moved: |g p - p| / |p|, the smallest over the samples
     tolerance: the largest invariance that is accepted
-    groups: one row for each declared group and shift
+    groups: one row for each declared group, shift and flow
     """
 
     invariance: float
@@ -121,7 +121,7 @@ def check(
     action = symmetry.bind(params)
     with torch.no_grad():
         reference = _outputs(f, params)
-        everything = [*action.groups, *action.shifts]
+        everything = [*action.groups, *action.shifts, *action.flows]
         total = _measure(action, f, params, reference, everything, samples, generator)
         rows = tuple(
             GroupReport(
@@ -180,7 +180,7 @@ def _distance(moved: Params, params: Params) -> float:
 
 def _by_declared_name(action: Action) -> dict[str, list[str]]:
     rows: dict[str, list[str]] = {}
-    for name in [*action.groups, *action.shifts]:
+    for name in [*action.groups, *action.shifts, *action.flows]:
         rows.setdefault(action.declared[name], []).append(name)
     return rows
 
@@ -189,6 +189,9 @@ def _describe(action: Action, names: list[str]) -> tuple[str, int, int]:
     """(kind, copies, dimension) of all elements behind one declared name."""
     if names[0] in action.shifts:
         return "Shift", len(names), sum(action.shifts[name].dimension for name in names)
+    if names[0] in action.flows:
+        kind = type(action.flows[names[0]]).__name__
+        return kind, len(names), sum(action.coordinates[name] for name in names)
     copies = [torch.Size(action.copies[name]).numel() for name in names]
     dimension = sum(n * action.groups[name].dimension(action.sizes[name]) for n, name in zip(copies, names))
     return type(action.groups[names[0]]).__name__, sum(copies), dimension

@@ -24,7 +24,7 @@ Place = tuple[str, int]
 def vertical_dimension(action: Action, params: Params) -> int:
     """The rank of the vertical space { action.vertical(xi, params) } at params; discrete groups count 0.
 
-    Generators (groups and shifts) that share no block are independent, so that each connected component is
+    Generators (groups, shifts and flows) that share no block are independent, so that each connected component is
     counted by itself: a single generator by a formula in the ranks of its blocks; a component of moderate
     size (algebra dimension up to 3000) by the Gram matrix of all its vertical vectors; a larger one as the
     sum over its generators, which is exact when these are independent and an upper bound otherwise.
@@ -64,6 +64,8 @@ def _places(action: Action) -> dict[str, set[Place]]:
             every.setdefault(place[0], set()).add(place)
     for name, shift in action.shifts.items():
         places[name] = {place for key in shift.layouts for place in every.get(key, set()) | {(key, -1)}}
+    for name, flow in action.flows.items():
+        places[name] = {place for key in flow.moves for place in every.get(key, set()) | {(key, -1)}}
     return places
 
 
@@ -82,15 +84,16 @@ def _rank(action: Action, params: Params, names: list[str]) -> int:
 
 
 def _algebra_dimension(action: Action, name: str) -> int:
-    if name in action.shifts:
-        return action.shifts[name].dimension
+    if name in action.coordinates:
+        return action.coordinates[name]
     return action.groups[name].dimension(action.sizes[name]) * torch.Size(action.copies[name]).numel()
 
 
 def _alone(action: Action, params: Params, name: str) -> int | None:
-    """The rank of one generator by its formula; None if a block carries the group twice."""
-    if name in action.shifts:
-        return action.shifts[name].dimension
+    """The rank of one generator by its formula; None if a block carries the group twice. Shifts and flows have
+    full rank."""
+    if name in action.coordinates:
+        return action.coordinates[name]
     blocks = action.blocks(name)
     if len({(block.parameter, block.index) for block in blocks}) < len(blocks):
         return None
@@ -128,7 +131,7 @@ def _basis_chunk(action: Action, name: str, start: int) -> Tensor:
     stop = min(start + _CHUNK, dimension)
     unit = torch.zeros(stop - start, dimension, dtype=action.dtype, device=action.device)
     unit[torch.arange(stop - start), torch.arange(start, stop)] = 1
-    if name in action.shifts:
+    if name in action.coordinates:
         return unit
     group, n, copies = action.groups[name], action.sizes[name], action.copies[name]
     return group.algebra(unit.reshape(stop - start, *copies, group.dimension(n)), n)

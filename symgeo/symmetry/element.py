@@ -13,16 +13,24 @@ from symgeo.errors import SymmetryError
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Element(Mapping[str, Tensor]):
-    """A read-only mapping from group (or shift) name to tensor; a missing name stands for the identity.
+    """A read-only mapping from group (shift, flow) name to tensor; a missing name stands for the identity.
 
-    A group with copies has its `per` dimensions first: GeneralLinear(per="H") holds (H, n, n). A shift holds
-    one flat vector. Algebra elements are the same mapping with tangents in place of elements.
+    A group with copies has its `per` dimensions first: GeneralLinear(per="H") holds (H, n, n). A shift or a flow
+    holds one flat vector. Algebra elements are the same mapping with tangents in place of elements.
+
+    Flows do not merge with the rest, so that a product with flows is a chain: `first` acts before `tensors`.
 
     >>> Element({"e": torch.eye(2)})
     Element(e: (2, 2))
     """
 
     tensors: dict[str, Tensor]
+    first: tuple[Element, ...] = ()
+
+    @property
+    def stages(self) -> tuple[Element, ...]:
+        """The elements without a chain of their own whose product this is, in the order in which they act."""
+        return (*self.first, Element(self.tensors)) if self.first else (self,)
 
     def __getitem__(self, name: str) -> Tensor:
         return self.tensors[name]
@@ -34,7 +42,9 @@ class Element(Mapping[str, Tensor]):
         return len(self.tensors)
 
     def __repr__(self) -> str:
-        return f"Element({', '.join(f'{name}: {tuple(x.shape)}' for name, x in self.tensors.items())})"
+        parts = ", ".join(f"{name}: {tuple(x.shape)}" for name, x in self.tensors.items())
+        after = f" after {len(self.first)} more" if self.first else ""
+        return f"Element({parts}){after}"
 
 
 def checked(name: str, x: Tensor, needed: tuple[int, ...], dtype: torch.dtype | None) -> Tensor:

@@ -10,6 +10,7 @@ from functools import lru_cache
 
 from symgeo.errors import SymmetryError
 from symgeo.groups import Group
+from symgeo.symmetry.flow import Flow
 from symgeo.symmetry.pattern import Pattern, merge, parse
 
 Capture = tuple[str, ...]
@@ -23,6 +24,7 @@ class Declaration:
     groups: dict[str, Group] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     shifts: dict[str, dict[str, Pattern]] = field(default_factory=dict)
+    flows: dict[str, Flow] = field(default_factory=dict)
     frozen: set[str] = field(default_factory=set)
     declared: dict[str, str] = field(default_factory=dict)
 
@@ -56,6 +58,7 @@ def expand(
     frozen: Iterable[str],
     scopes: Mapping[str, tuple[str, ...]],
     parameters: Iterable[str],
+    flows: Mapping[str, Flow] | None = None,
 ) -> Declaration:
     """Replace every glob by its matches; every match has its own elements.
 
@@ -78,6 +81,9 @@ def expand(
                 name = fill(shift, capture)
                 result.declared[name] = shift
                 result.shifts.setdefault(name, {})[parameter] = _filled(parse(text, shift=True), capture)
+    for name, flow in (flows or {}).items():
+        for filled, found in _expand_flow(name, flow, scopes, available).items():
+            result.declared[filled], result.flows[filled] = name, found
     for filled, capture in names.items():
         declared = result.declared[filled]
         if declared in groups:
@@ -88,6 +94,17 @@ def expand(
     result.groups = {name: result.groups[name] for name in _in_order(groups, result.groups, result.declared)}
     result.frozen = set(_frozen(frozen, scopes, available))
     return result
+
+
+def _expand_flow(
+    name: str, flow: Flow, scopes: Mapping[str, tuple[str, ...]], available: tuple[str, ...]
+) -> dict[str, Flow]:
+    """One flow for every match of the globs in its name."""
+    places: dict[Capture, dict[str, str]] = {}
+    for key in (*flow.moves, *flow.reads):
+        for parameter, capture in _matches(key, scopes.get(key, ()), available, type(flow).__name__):
+            places.setdefault(capture[: name.count("*")], {})[key] = parameter
+    return {fill(name, capture): flow.renamed(place.__getitem__) for capture, place in places.items()}
 
 
 def _in_order(

@@ -47,7 +47,7 @@ def _maps_to_itself(block: Block, kinds: Sequence[ShiftDim], group: Group) -> bo
     if any(dim.kind == "zero" for dim in kinds):
         return True
     if kinds[block.position].kind == "constant":
-        return isinstance(group, Permutation)
+        return isinstance(group, Permutation) or kinds[block.position].size == 1
     return all(kinds[i].kind == "free" for i in block.copies)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from itertools import combinations
 from typing import TypeVar
 
 from torch import Tensor
@@ -14,6 +15,7 @@ from symgeo.symmetry.action import Action
 from symgeo.symmetry.blocks import chains
 from symgeo.symmetry.dimension import vertical_dimension
 from symgeo.symmetry.expand import expand, with_scope
+from symgeo.symmetry.flow import Flow
 from symgeo.symmetry.pattern import merge, parse
 
 V = TypeVar("V")
@@ -32,8 +34,10 @@ class Symmetry:
         a factor on which nothing acts.
     sizes: sizes of factors that the shapes leave open, such as the number of heads.
     shifts: shift name -> {parameter: pattern}: translations; `1` constant along an axis, `_` free, `0` zero.
-    frozen: parameters that nothing may move; every group or shift that would move one becomes the identity.
+    frozen: parameters that nothing may move; every group, shift or flow that would move one becomes the identity.
     scopes: set by `each`.
+    flows: flow name -> `symgeo.symmetry.flow.Flow`: directions that depend on other parameters; they act after
+        groups and shifts, in this order.
 
     Raises SymmetryError if a pattern does not parse, or a group, size or `per` names no factor.
 
@@ -55,6 +59,7 @@ class Symmetry:
     shifts: dict[str, dict[str, str]]
     frozen: frozenset[str]
     scopes: dict[str, tuple[str, ...]]
+    flows: dict[str, Flow]
 
     def __init__(
         self,
@@ -64,6 +69,7 @@ class Symmetry:
         shifts: Mapping[str, Mapping[str, str]] | None = None,
         frozen: Iterable[str] = (),
         scopes: Mapping[str, tuple[str, ...]] | None = None,
+        flows: Mapping[str, Flow] | None = None,
     ) -> None:
         facts = {
             "tensors": dict(tensors),
@@ -72,6 +78,7 @@ class Symmetry:
             "shifts": {name: dict(targets) for name, targets in (shifts or {}).items()},
             "frozen": frozenset(frozen),
             "scopes": dict(scopes or {}),
+            "flows": dict(flows or {}),
         }
         for name, value in facts.items():
             object.__setattr__(self, name, value)
@@ -79,8 +86,8 @@ class Symmetry:
 
     @property
     def orthogonal(self) -> bool:
-        """Whether every element is an orthogonal map: all groups are orthogonal and there are no shifts."""
-        return not self.shifts and all(group.orthogonal for group in self.groups.values())
+        """Whether every element is an orthogonal map: orthogonal groups, no shifts and no flows."""
+        return not self.shifts and not self.flows and all(group.orthogonal for group in self.groups.values())
 
     def bind(self, params: Mapping[str, Tensor]) -> Action:
         """Fit the declaration to parameters: expand globs, solve sizes, find the blocks of every group.
@@ -88,7 +95,7 @@ class Symmetry:
         Raises SymmetryError naming the parameter, its pattern and both lengths if something does not fit.
         """
         declaration = expand(
-            self.tensors, self.groups, self.sizes, self.shifts, self.frozen, self.scopes, params.keys()
+            self.tensors, self.groups, self.sizes, self.shifts, self.frozen, self.scopes, params.keys(), self.flows
         )
         return Action(declaration, params)
 
@@ -122,6 +129,7 @@ class Symmetry:
             return replace(group, per=None if group.per is None else scoped(group.per))
 
         keys = {*self.tensors, *(key for targets in self.shifts.values() for key in targets)}
+        keys |= {key for flow in self.flows.values() for key in (*flow.moves, *flow.reads)}
         return Symmetry(
             {f"{glob}.{key}": str(parse(text).rename(scoped)) for key, text in self.tensors.items()},
             {scoped(name): moved(group) for name, group in self.groups.items()},
@@ -138,6 +146,7 @@ class Symmetry:
                 f"{glob}.{key}": (glob, *(f"{glob}.{level}" for level in self.scopes.get(key, ())))
                 for key in keys
             },
+            {scoped(name): flow.renamed(lambda key: f"{glob}.{key}") for name, flow in self.flows.items()},
         )
 
     def __or__(self, other: Symmetry) -> Symmetry:
@@ -162,6 +171,7 @@ class Symmetry:
             shifts,
             self.frozen | other.frozen,
             levels,
+            _join("flow", self.flows, other.flows),
         )
 
     def _validate(self) -> None:
@@ -181,11 +191,18 @@ class Symmetry:
                 raise SymmetryError(
                     f"group {name!r} is per {group.per!r}, but no pattern has a factor of this name"
                 )
-        for name in self.shifts.keys() & names:
-            raise SymmetryError(f"{name!r} is both a factor and a shift; give one of them another name")
+        for name, flow in self.flows.items():
+            if not isinstance(flow, Flow):
+                raise SymmetryError(f"flow {name!r} must be a symgeo.symmetry.Flow, found {flow!r}")
+        kinds = {"factor": names, "shift": self.shifts.keys(), "flow": self.flows.keys()}
+        for one, other in combinations(kinds, 2):
+            for name in kinds[one] & kinds[other]:
+                raise SymmetryError(f"{name!r} is both a {one} and a {other}; give one of them another name")
         chains(self.groups)
 
     def _check_shared(self, shared: set[str]) -> None:
+        for name in shared & self.flows.keys():
+            raise SymmetryError(f"each: {name!r} is a flow, which is never shared by several matches")
         for name in shared & self.groups.keys():
             per = self.groups[name].per
             if per is not None and per not in shared:

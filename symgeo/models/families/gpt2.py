@@ -1,6 +1,7 @@
 """GPT-2 (transformers): fused query-key-value, weights stored (in, out)."""
 
-from symgeo.models.family import AttentionNames, Family, MLPNames
+from symgeo.models.family import AttentionNames, Embeddings, Family, Head, MLPNames
+from symgeo.symmetry import Span
 
 FAMILY = Family(
     name="GPT-2",
@@ -11,4 +12,9 @@ FAMILY = Family(
     mlp_norm="ln_2",
     stack="transformers.models.gpt2.modeling_gpt2.GPT2Model",
     final_norm="ln_f",
+    heads=(Head("transformers.models.gpt2.modeling_gpt2.GPT2LMHeadModel", "transformer.ln_f", "lm_head"),),
+    embeddings=Embeddings(
+        owner="transformers.models.gpt2.modeling_gpt2.GPT2Model",
+        sums=((Span("wte.weight"), Span("wpe.weight")),),
+    ),
 )

@@ -1,6 +1,6 @@
 """LLaMA (transformers): grouped-query, rotary positions, gated MLP, RMSNorm."""
 
-from symgeo.models.family import AttentionNames, Family, MLPNames
+from symgeo.models.family import AttentionNames, Family, Head, MLPNames
 
 FAMILY = Family(
     name="LLaMA",
@@ -15,4 +15,5 @@ FAMILY = Family(
     mlp_norm="post_attention_layernorm",
     stack="transformers.models.llama.modeling_llama.LlamaModel",
     final_norm="norm",
+    heads=(Head("transformers.models.llama.modeling_llama.LlamaForCausalLM", "model.norm", "lm_head"),),
 )

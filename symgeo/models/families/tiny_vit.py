@@ -1,6 +1,7 @@
 """The small ViT of :mod:`symgeo.models.tiny_vit`."""
 
-from symgeo.models.family import AttentionNames, Family, MLPNames
+from symgeo.models.family import AttentionNames, Embeddings, Family, Head, MLPNames
+from symgeo.symmetry import Span
 
 FAMILY = Family(
     name="TinyViT",
@@ -14,4 +15,10 @@ FAMILY = Family(
     mlp_norm="mlp_norm",
     stack="symgeo.models.tiny_vit.TinyViT",
     final_norm="norm",
+    heads=(Head("symgeo.models.tiny_vit.TinyViT", "norm", "head"),),
+    embeddings=Embeddings(
+        owner="symgeo.models.tiny_vit.TinyViT",
+        sums=((Span("embed.bias"), Span("position")),),
+        weights=("embed.weight",),
+    ),
 )

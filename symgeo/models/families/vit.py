@@ -1,6 +1,7 @@
 """ViT (transformers 5)."""
 
-from symgeo.models.family import AttentionNames, Family, MLPNames
+from symgeo.models.family import AttentionNames, Embeddings, Family, Head, MLPNames
+from symgeo.symmetry import Span
 
 FAMILY = Family(
     name="ViT",
@@ -14,4 +15,15 @@ FAMILY = Family(
     mlp_norm="layernorm_after",
     stack="transformers.models.vit.modeling_vit.ViTModel",
     final_norm="layernorm",
+    heads=(Head("transformers.models.vit.modeling_vit.ViTForImageClassification", "vit.layernorm", "classifier"),),
+    embeddings=Embeddings(
+        owner="transformers.models.vit.modeling_vit.ViTModel",
+        sums=(
+            (Span("embeddings.patch_embeddings.projection.bias"),
+             Span("embeddings.position_embeddings", rows=(1, None))),
+            (Span("embeddings.cls_token"), Span("embeddings.position_embeddings", rows=(0, 1))),
+        ),
+        masks=(Span("embeddings.mask_token"),),
+        weights=("embeddings.patch_embeddings.projection.weight",),
+    ),
 )

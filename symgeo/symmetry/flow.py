@@ -1,0 +1,188 @@
+"""Compensated directions: what moves one parameter while others take the change back."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from symgeo.errors import SymmetryError
+from symgeo.symmetry.reader import Params, Reader, Rule, Shapes, Span
+
+K = TypeVar("K", Span, Reader)
+
+
+class Flow(ABC):
+    """An abelian group R^n that moves parameters along directions which depend on other parameters:
+
+        p -> p + A(p) t
+
+    where A(p) has full rank and reads only parameters that the flow does not move. So the element t is undone
+    by -t, elements add up, and the vertical field of t is A(p) t itself.
+    """
+
+    @property
+    @abstractmethod
+    def moves(self) -> tuple[str, ...]:
+        """The parameters it moves."""
+
+    @property
+    @abstractmethod
+    def reads(self) -> tuple[str, ...]:
+        """The parameters on which its directions depend; none of them is moved."""
+
+    @abstractmethod
+    def renamed(self, rule: Rule) -> Flow:
+        """The same flow with every parameter name replaced."""
+
+    @abstractmethod
+    def dimension(self, shapes: Shapes) -> int:
+        """The number n of its coordinates. Raises SymmetryError if it does not fit the shapes."""
+
+    @abstractmethod
+    def displacement(self, t: Tensor, params: Params) -> dict[str, Tensor]:
+        """A(p) t for every parameter it moves, linear in the coordinates t (n), in their precision."""
+
+
+@dataclass(frozen=True)
+class Compensation(Flow):
+    """A translation of biases that their readers take back:
+
+        s += t   for every source;   b -= W t   for every reader;   r -= t   for every writer.
+
+    The biases of values against the output bias of attention; the bias of a norm against those of the maps
+    that read it and, where it is passed on by a residual connection, that of the next map that writes there;
+    with sources and writers alone, what two embeddings exchange.
+    """
+
+    sources: tuple[Span, ...]
+    readers: tuple[Reader, ...] = ()
+    writers: tuple[Span, ...] = ()
+
+    def __post_init__(self) -> None:
+        for reader in self.readers:
+            if reader.bias is None:
+                raise SymmetryError(f"Compensation: the map {reader.weight!r} has no bias that could compensate")
+        _check_apart(self)
+
+    @property
+    def moves(self) -> tuple[str, ...]:
+        """Sources, the biases of readers, writers."""
+        spans = [*self.sources, *self.writers]
+        return _unique([*(span.parameter for span in spans), *(n for reader in self.readers for n in reader.moves)])
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The weights of readers."""
+        return _unique(reader.weight for reader in self.readers)
+
+    def renamed(self, rule: Rule) -> Compensation:
+        """The same flow with every parameter name replaced."""
+        return Compensation(
+            _renamed(self.sources, rule), _renamed(self.readers, rule), _renamed(self.writers, rule)
+        )
+
+    def dimension(self, shapes: Shapes) -> int:
+        """The length of a source."""
+        size = self.sources[0].size(shapes)
+        for span in (*self.sources, *self.writers):
+            _check_length(self, span.parameter, span.size(shapes), size)
+        for reader in self.readers:
+            outputs, inputs = reader.sizes(shapes)
+            _check_length(self, reader.weight, inputs, size)
+            assert reader.bias is not None
+            _check_length(self, reader.bias.parameter, reader.bias.size(shapes), outputs)
+        return size
+
+    def displacement(self, t: Tensor, params: Params) -> dict[str, Tensor]:
+        """+t, -W t and -t."""
+        steps = [(span, t) for span in self.sources] + [(span, -t) for span in self.writers]
+        steps += [(reader.bias, -reader.product(t, params)) for reader in self.readers if reader.bias]
+        moved: dict[str, Tensor] = {}
+        for span, step in steps:
+            part = span.embed(step, params[span.parameter])
+            moved[span.parameter] = moved[span.parameter] + part if span.parameter in moved else part
+        return moved
+
+
+@dataclass(frozen=True)
+class RowFreedom(Flow):
+    """What a map W x + b may add to its rows when it reads a LayerNorm, x = g * y + c with sum(y) = 0:
+
+        W += u a^T,   b -= u (a . c),   a = min|g| / (g sqrt(n))   (u: one number for each output, n: the width)
+
+    since a . (g * y) is a multiple of sum(y) = 0; |a| <= 1. Where gains are zero, a is the indicator of the first.
+    """
+
+    reader: Reader
+    gain: str
+    shift: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.shift is not None and self.reader.bias is None:
+            raise SymmetryError(
+                f"RowFreedom: the norm has the bias {self.shift!r}, but the map {self.reader.weight!r} has none"
+            )
+        _check_apart(self)
+
+    @property
+    def moves(self) -> tuple[str, ...]:
+        """The weight and, if the norm has a bias, the bias of the map."""
+        return (self.reader.weight, *(self.reader.moves if self.shift else ()))
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The norm."""
+        return (self.gain, *([self.shift] if self.shift else []))
+
+    def renamed(self, rule: Rule) -> RowFreedom:
+        """The same flow with every parameter name replaced."""
+        return RowFreedom(self.reader.renamed(rule), rule(self.gain), rule(self.shift) if self.shift else None)
+
+    def dimension(self, shapes: Shapes) -> int:
+        """The number of outputs of the map."""
+        outputs, inputs = self.reader.sizes(shapes)
+        _check_length(self, self.gain, shapes[self.gain][-1], inputs)
+        if self.shift and self.reader.bias:
+            _check_length(self, self.shift, shapes[self.shift][-1], inputs)
+            _check_length(self, self.reader.bias.parameter, self.reader.bias.size(shapes), outputs)
+        return outputs
+
+    def displacement(self, t: Tensor, params: Params) -> dict[str, Tensor]:
+        """u a^T and -u (a . c)."""
+        a = _annihilator(params[self.gain].to(t.dtype))
+        moved = {self.reader.weight: torch.outer(a, t) if self.reader.transposed else torch.outer(t, a)}
+        if self.shift and (bias := self.reader.bias):
+            moved[bias.parameter] = bias.embed(-t * (a @ params[self.shift].to(t.dtype)), params[bias.parameter])
+        return moved
+
+
+def _annihilator(gain: Tensor) -> Tensor:
+    """The direction a with a . (gain * y) = 0 for all y of mean zero."""
+    zero = gain == 0
+    first = zero & (zero.cumsum(0) == 1)
+    balanced = gain.abs().min() / (torch.where(zero, 1.0, gain) * gain.shape[-1] ** 0.5)
+    return torch.where(zero.any(), first.to(gain.dtype), balanced)
+
+
+def _unique(names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(names))
+
+
+def _renamed(parts: tuple[K, ...], rule: Rule) -> tuple[K, ...]:
+    return tuple(part.renamed(rule) for part in parts)
+
+
+def _check_apart(flow: Flow) -> None:
+    both = sorted(set(flow.moves) & set(flow.reads))
+    if both:
+        raise SymmetryError(f"{type(flow).__name__}: {both[0]!r} would be moved and read by the same flow")
+
+
+def _check_length(flow: Flow, parameter: str, found: int, needed: int) -> None:
+    if found != needed:
+        raise SymmetryError(f"{type(flow).__name__}: parameter {parameter!r} has length {found}, needed {needed}")

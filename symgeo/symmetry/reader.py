@@ -1,0 +1,83 @@
+"""What flows are made of: the slices of parameters that they move, and the affine maps that read those."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+Params = Mapping[str, Tensor]
+Shapes = Mapping[str, tuple[int, ...]]
+Rule = Callable[[str], str]
+
+
+@dataclass(frozen=True)
+class Span:
+    """A slice of the last axis of a parameter, the same for all indices of the other axes.
+
+    The axis is cut in proportion to `parts`, and `part` is the number of the slice: `Span("c_attn.bias", 2,
+    (1, 1, 1))` is the last third. What is added to a span is constant along the other axes; with `rows`, only at
+    these indices (from, to) of the axis before.
+    """
+
+    parameter: str
+    part: int = 0
+    parts: tuple[int, ...] = (1,)
+    rows: tuple[int, int | None] | None = None
+
+    def renamed(self, rule: Rule) -> Span:
+        """The same slice of another parameter."""
+        return replace(self, parameter=rule(self.parameter))
+
+    def size(self, shapes: Shapes) -> int:
+        """Its length."""
+        return shapes[self.parameter][-1] * self.parts[self.part] // sum(self.parts)
+
+    def embed(self, t: Tensor, like: Tensor) -> Tensor:
+        """The tensor of the shape of `like` that is t on this slice and 0 elsewhere."""
+        unit = like.shape[-1] // sum(self.parts)
+        before, after = sum(self.parts[: self.part]) * unit, sum(self.parts[self.part + 1 :]) * unit
+        filled = torch.nn.functional.pad(t, (before, after)).expand(like.shape)
+        if self.rows is None:
+            return filled
+        inside = torch.zeros(like.shape[-2], 1, dtype=t.dtype, device=t.device)
+        inside[slice(*self.rows)] = 1
+        return filled * inside
+
+
+@dataclass(frozen=True)
+class Reader:
+    """An affine map y = W x + b that reads what a flow moves.
+
+    transposed: the weight is stored (in, out). groups, repeat: x is the concatenation of groups, each repeated
+    so many times one after the other, as the values of grouped queries are.
+    """
+
+    weight: str
+    bias: Span | None
+    transposed: bool = False
+    groups: int = 1
+    repeat: int = 1
+
+    @property
+    def moves(self) -> tuple[str, ...]:
+        """The parameter that holds the bias."""
+        return (self.bias.parameter,) if self.bias else ()
+
+    def renamed(self, rule: Rule) -> Reader:
+        """The same map under other names."""
+        return replace(self, weight=rule(self.weight), bias=self.bias.renamed(rule) if self.bias else None)
+
+    def sizes(self, shapes: Shapes) -> tuple[int, int]:
+        """(outputs, inputs), a repeated input counted once."""
+        rows, columns = shapes[self.weight]
+        outputs, inputs = (columns, rows) if self.transposed else (rows, columns)
+        return outputs, inputs // self.repeat
+
+    def product(self, t: Tensor, params: Params) -> Tensor:
+        """W t."""
+        weight = params[self.weight].to(t.dtype)
+        x = t.reshape(self.groups, 1, -1).expand(-1, self.repeat, -1).reshape(-1)
+        return (weight.mT if self.transposed else weight) @ x

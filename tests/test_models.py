@@ -7,7 +7,7 @@ import torch
 from networks import MODELS, bert, llama, params_of, randomise, tiny_vit
 from torch import nn
 
-from symgeo import SymmetryError, check, find_symmetry
+from symgeo import ParameterManifold, SymmetryError, check, find_symmetry
 from symgeo.groups import GeneralLinear, PositiveScaling
 from symgeo.models.family import AttentionNames, Family
 from symgeo.models.find import recognise
@@ -88,6 +88,26 @@ def test_frozen_parameters_do_not_move() -> None:
     assert torch.equal(moved[frozen], params[frozen])
     assert not torch.equal(moved[frozen.replace("key", "value")], params[frozen.replace("key", "value")])
     assert symmetry.dimension(params) == DIMENSIONS["bert"] - 3 * 49 - 21
+
+
+def test_frozen_parameters_may_be_absent() -> None:
+    """Only the value-output part of the first layer is trained: its pairs are what a manifold of the rest has."""
+    model = bert(1)
+    for name, p in model.named_parameters():
+        p.requires_grad_(any(part in name for part in ("attention.self.value", "attention.output.dense")))
+    symmetry, everything = find_symmetry(model), params_of(model)
+    trained = {name: p for name, p in everything.items() if model.get_parameter(name).requires_grad}
+    action = symmetry.bind(trained)
+    assert {type(group) for group in action.groups.values()} == {GeneralLinear}
+    moved = action.act(action.random(torch.Generator().manual_seed(0)), trained)
+    f = probe(model)
+    for before, after in zip(f(everything), f(everything | moved)):
+        assert torch.allclose(before, after, atol=1e-12)
+    assert all((moved[name] - p).norm() > 0.05 for name, p in trained.items() if name.endswith("weight"))
+    assert ParameterManifold(trained, symmetry).layout.pairs == 3
+    missing = {name: p for name, p in trained.items() if not name.endswith("value.weight")}
+    with pytest.raises(SymmetryError, match="value.weight"):
+        symmetry.bind(missing)
 
 
 def test_the_model_is_not_touched() -> None:

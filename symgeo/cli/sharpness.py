@@ -52,7 +52,7 @@ def sharpness(
     device, dtype = run.place(), run.precision()
     module = load_model(model, device, dtype, run.say)
     listed = [place(batch, device, dtype) for batch in load_batches(data, batch_size, batches)]
-    params = {name: parameter.detach() for name, parameter in module.named_parameters()}
+    params = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
     manifold = ParameterManifold(params, find_symmetry(module), metric.value)
     result = geodesic_sharpness(
         default_loss(module, listed[0]),

@@ -106,7 +106,7 @@ class Load:
         model = load_model(self.source, device, dtype, self.run.say)
         splits = load_splits(self.data, self.batch_size)
         sides = {side: [place(batch, device, dtype) for batch in listed] for side, listed in splits.items()}
-        params = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        params = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
         return Candidate(
             self.source,
             default_loss(model, sides["train"][0]),

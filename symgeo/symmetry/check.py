@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import isfinite, nan
@@ -15,6 +16,8 @@ from symgeo.symmetry.spec import Symmetry
 Params = Mapping[str, Tensor]
 Function = Callable[[dict[str, Tensor]], Tensor | tuple[Tensor, ...]]
 
+#: the number of a layer in the scope of a name, as in "e[layers.3]"
+_NUMBER = re.compile(r"(?<=[.\[])\d+(?=[.\]])")
 #: an element that moves the parameters less than this shows nothing
 _LEAST_MOTION = 1e-3
 #: small discrete groups draw the identity now and then; such draws are repeated
@@ -179,9 +182,10 @@ def _distance(moved: Params, params: Params) -> float:
 
 
 def _by_declared_name(action: Action) -> dict[str, list[str]]:
+    """Concrete names by declared name; names that differ in the number of a layer alone share a row."""
     rows: dict[str, list[str]] = {}
     for name in [*action.groups, *action.shifts, *action.flows]:
-        rows.setdefault(action.declared[name], []).append(name)
+        rows.setdefault(_NUMBER.sub("*", action.declared[name]), []).append(name)
     return rows
 
 

@@ -92,12 +92,41 @@ class Symmetry:
     def bind(self, params: Mapping[str, Tensor]) -> Action:
         """Fit the declaration to parameters: expand globs, solve sizes, find the blocks of every group.
 
+        Frozen parameters may be absent (`params` of the trainable ones only): what acts on them is the identity
+        anyway, and flows that would need their values are left out.
         Raises SymmetryError naming the parameter, its pattern and both lengths if something does not fit.
         """
+        here = self.without(name for name in self.frozen if "*" not in name and name not in params)
         declaration = expand(
-            self.tensors, self.groups, self.sizes, self.shifts, self.frozen, self.scopes, params.keys(), self.flows
+            here.tensors, here.groups, here.sizes, here.shifts, here.frozen, here.scopes, params.keys(), here.flows
         )
         return Action(declaration, params)
+
+    def without(self, parameters: Iterable[str]) -> Symmetry:
+        """What is left where these parameters are constants that are not among the params: nothing that acts on
+        them, no shift of them, no flow that moves or reads them.
+
+        >>> from symgeo.groups import GeneralLinear, Permutation
+        >>> pair = Symmetry({"B": "h r", "A": "r* _"}, {"r": GeneralLinear(), "h": Permutation()})
+        >>> pair.without(["A"]).groups
+        {'h': Permutation(per=None)}
+        """
+        absent = set(parameters)
+        if not absent & {*self.tensors, *(p for f in self.flows.values() for p in (*f.moves, *f.reads)),
+                         *(p for targets in self.shifts.values() for p in targets)}:
+            return self
+        fixed = {name for key in absent & self.tensors.keys() for name in parse(self.tensors[key]).names()}
+        tensors = {key: text for key, text in self.tensors.items() if key not in absent}
+        names = {name for text in tensors.values() for name in parse(text).names()}
+        return Symmetry(
+            tensors,
+            {name: group for name, group in self.groups.items() if name in names - fixed},
+            {name: size for name, size in self.sizes.items() if name in names},
+            {name: targets for name, targets in self.shifts.items() if not absent & targets.keys()},
+            self.frozen - absent,
+            {key: levels for key, levels in self.scopes.items() if key not in absent},
+            {name: flow for name, flow in self.flows.items() if not absent & {*flow.moves, *flow.reads}},
+        )
 
     def dimension(self, params: Mapping[str, Tensor]) -> int:
         """The number of independent flat directions at params: the rank of the vertical space.

@@ -154,7 +154,8 @@ def frame(x: Tensor, rows: int, metric: str, eps: float = 0.0) -> PairFrame:
     is the *covariant* relaxation ``M_G + eps (M_G # M_H^-1)``, ``M_H + eps (M_H # M_G^-1)`` with the matrix
     geometric mean ``#``; adding ``eps I`` instead would destroy the invariance (derived here).
     """
-    threshold = max(1e-10, 30 * torch.finfo(x.dtype).eps)
+    precision = torch.finfo(torch.promote_types(x.dtype, torch.float32)).eps  # half precision is a storage format
+    threshold = max(1e-10, 30 * precision)
     x = widen(x)
     g, h = split(x, rows)
     gauge, inverse, spectrum, deficient = balance(g, h, threshold)

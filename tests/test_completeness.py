@@ -183,7 +183,7 @@ def test_scales_that_hold_up_to_an_eps_are_asked_for() -> None:
     model, _ = encoder(False, True, 2, eps=1e-6)
     more = find_symmetry(model, approximate=True).dimension(params_of(model))
     assert more == find_symmetry(model).dimension(params_of(model)) + 4
-    with pytest.raises(SymmetryError, match=r"groups .*\[encoder.layer.1\]"):
+    with pytest.raises(SymmetryError, match=r"groups .*\[encoder.layer.\*\]"):
         find_symmetry(bert(2, eps=1.0)[0], approximate=True)
 
 

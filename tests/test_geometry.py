@@ -204,6 +204,14 @@ def test_float32_and_mixed_dtypes() -> None:
     assert {name: p.dtype for name, p in reached.items()} == {name: p.dtype for name, p in mixed.items()}
 
 
+def test_half_precision_parameters_keep_their_rank_and_dtype() -> None:
+    params, symmetry = attention()
+    half = {name: p.to(torch.bfloat16) for name, p in params.items()}
+    chart = ParameterManifold(half, symmetry).chart(half)
+    assert chart.relaxed == 0 and chart.dtype == torch.float32
+    assert all(p.dtype == torch.bfloat16 for p in chart.point(0.1 * chart.random(generator())).values())
+
+
 def test_errors_name_the_parameter() -> None:
     params, symmetry = attention()
     manifold = ParameterManifold(params, symmetry)

@@ -70,14 +70,15 @@ class ParameterManifold:
             raise ValueError(f"{what}: {unknown[0]!r} is not a parameter of this manifold")
         return self.layout.pack(params)
 
-    def unpack(self, packed: Mapping[str, Tensor], constants: Params | None = None) -> Params:
-        """The inverse of :meth:`pack`; frozen parameters are those of ``constants``."""
+    def unpack(self, packed: Mapping[str, Tensor], like: Params) -> Params:
+        """The inverse of :meth:`pack`, in the dtypes of ``like``, which also gives the frozen parameters."""
         moved = self.layout.unpack(packed)
-        return {name: moved[name] if name in moved else (constants or {})[name] for name in self.shapes}
+        return {name: moved[name].to(p.dtype) if name in moved else p for name, p in like.items()}
 
     def _vector(self, packed: Mapping[str, Tensor], params: Params) -> Params:
         """A packed tangent vector as Params, zero for frozen parameters."""
-        return self.unpack(packed, {n: torch.zeros_like(p) for n, p in params.items() if n not in self.layout.shapes})
+        frozen = {name: torch.zeros_like(p) for name, p in params.items() if name not in self.layout.shapes}
+        return self.unpack(packed, {**params, **frozen})
 
     def inner(self, params: Params, u: Params, v: Params) -> Tensor:
         """``<u, v>`` at ``params``, a scalar."""

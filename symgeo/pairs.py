@@ -71,7 +71,8 @@ def key(block: Block) -> BlockKey:
 
 
 def _planes(rows: Tensor, group: Rotary) -> Tensor:
-    """Real rows ``(copies, rows, d)`` as complex ``(copies d/2, rows, 1)``."""
+    """Real rows ``(copies, rows, d)`` as complex ``(copies d/2, rows, 1)``, at least in single precision."""
+    rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
     half = rows.shape[-1] // 2
     if group.pairing == "half":
         parts = rows.unflatten(-1, (2, half)).transpose(-1, -2)

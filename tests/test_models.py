@@ -110,6 +110,19 @@ def test_frozen_parameters_may_be_absent() -> None:
         symmetry.bind(missing)
 
 
+def test_a_model_that_is_frozen_altogether_has_no_motion() -> None:
+    model = bert(1).requires_grad_(False)
+    symmetry = find_symmetry(model)
+    assert symmetry.dimension(params_of(model)) == 0 and not symmetry.bind(params_of(model)).groups
+
+
+def test_weights_that_are_not_there_cannot_be_tried() -> None:
+    with torch.device("meta"):
+        model = nn.TransformerEncoderLayer(12, 3, 17)
+    with pytest.raises(SymmetryError, match="meta device"):
+        find_symmetry(model)
+
+
 def test_the_model_is_not_touched() -> None:
     model = tiny_vit()
     model.train()

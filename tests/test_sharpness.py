@@ -74,13 +74,13 @@ def test_inv_on_diagonal_nets_is_the_closed_form() -> None:
 
 
 def test_the_search_is_not_beaten_by_random_points() -> None:
-    """A lower bound of the maximum that ten thousand random points of the sphere do not exceed."""
+    """A lower bound of the maximum that a thousand random points of the sphere do not exceed."""
     params, star = diagonal_net(3)
     manifold = ParameterManifold(params, DIAGONAL)
     chart, g = manifold.chart(params), torch.Generator().manual_seed(0)
     best = geodesic_sharpness(diagonal_loss, params, [star], manifold, 0.5, steps=60).value
     base = float(diagonal_loss(params, star))
-    for _ in range(10_000 // 10):
+    for _ in range(1000):
         z = chart.random(g)
         point = chart.point(z * (0.5 / z.norm()))
         assert float(diagonal_loss(point, star)) - base <= best * (1 + 1e-9)

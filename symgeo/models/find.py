@@ -175,9 +175,14 @@ def verify(
         waiting = [f for f in waiting if f not in inside]
         symmetry = _relative(_union(inside, frozen), prefix)
         params = {name: full_precision(p.detach()) for name, p in module.named_parameters()}
+        if any(p.is_meta for p in params.values()):
+            raise SymmetryError(
+                f"find_symmetry: {type(module).__name__} has parameters on the meta device, on which nothing can be "
+                "tried; give the model with its weights"
+            )
         with evaluating(module):
             report = _try(symmetry, output_function(module, call), params, tolerance, by_group=False)
-            if not report.ok:
+            if not _holds(report):
                 report = _try(symmetry, output_function(module, call), params, tolerance, by_group=True)
         _judge(report, module, inside[0].family)
         reports.append(report)
@@ -214,8 +219,13 @@ def _relative(symmetry: Symmetry, prefix: str) -> Symmetry:
     )
 
 
+def _holds(report: CheckReport) -> bool:
+    """Whether the outputs stay; where all is frozen no parameter has to move."""
+    return report.invariance <= report.tolerance  # False for NaN
+
+
 def _judge(report: CheckReport, module: nn.Module, family: Family) -> None:
-    if report.ok:
+    if _holds(report):
         return
     bad = [row.name for row in report.groups if not row.invariance <= report.tolerance]
     raise SymmetryError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -157,12 +157,11 @@ def summarise(ascents: Sequence[Ascent], chart: Chart, rho: float, kind: str, ge
     """The mean over batches, with everything that was noticed on the way."""
     base = [ascent.history[0] for ascent in ascents]
     increases = [ascent.value - ascent.history[0] for ascent in ascents]
-    tangent: Callable[[Ascent], Params] = lambda ascent: chart.tangent(ascent.point)  # noqa: E731
     return SharpnessResult(
         value=math.fsum(increases) / len(increases), per_batch=increases, base_losses=base, rho=rho, kind=kind,
         geodesic=geodesic, steps=steps, pairs=chart.pairs, relaxed=chart.relaxed, zeros=chart.zeros,
         left_domain=sum(ascent.rejected for ascent in ascents),
         resolution=4 * torch.finfo(chart.dtype).eps * max(abs(value) for value in base),
         history=[ascent.history for ascent in ascents],
-        perturbations=[tangent(ascent) for ascent in ascents] if keep else None,
+        perturbations=[chart.tangent(ascent.point) for ascent in ascents] if keep else None,
     )

@@ -9,7 +9,8 @@ from manifolds.base import QuotientManifold
 from manifolds.bures import BuresWasserstein
 from manifolds.elementwise import Elementwise
 from manifolds.factored import FactorPair
-from manifolds.frechet import FrechetMean, frechet_mean
+from manifolds.fixed_rank import FixedRank
+from manifolds.frechet import FrechetMean, ProblemReport, frechet_mean
 from manifolds.product import Product
 from manifolds.scale import ScaleQuotient
 
@@ -17,7 +18,9 @@ __all__ = [
     "BuresWasserstein",
     "Elementwise",
     "FactorPair",
+    "FixedRank",
     "FrechetMean",
+    "ProblemReport",
     "Product",
     "QuotientManifold",
     "ScaleQuotient",

@@ -132,6 +132,11 @@ class FactorPair(QuotientManifold):
             )
         return result.vector.to(x.dtype)
 
+    def try_logmap(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`logmap` with a mask ``(...)`` of the pairs of points for which a geodesic was found."""
+        result = log_factor_pair(self, widen(x), widen(y))
+        return result.vector.to(x.dtype), result.converged
+
     def dist(self, x: Tensor, y: Tensor, *, keepdim: bool = False) -> Tensor:
         """The quotient distance ``|logmap(x, y)|``, a constant for automatic differentiation."""
         return self.norm(x.detach(), self.logmap(x.detach(), y.detach()), keepdim=keepdim)

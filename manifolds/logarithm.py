@@ -69,7 +69,7 @@ def log_factor_pair(
     base = manifold.frame(x)
     target = first_alignment(base, y)
     hit = _hit(manifold, base, base.project((target - base.point) * base.root), target)
-    scale, history = norm(base.point * base.root), _History()
+    scale, history = norm(base.point * base.root), AndersonHistory()
     step, iterations = torch.ones_like(scale), 0
     while iterations < max_iter:
         active = (hit.miss > tol * norm(hit.z) + 1e-15 * scale) & (step > _STUCK)
@@ -135,7 +135,7 @@ def _endpoint(manifold: PairManifold, base: PairFrame, z: Tensor) -> Tensor:
         return torch.full_like(base.point, torch.nan)
 
 
-class _History:
+class AndersonHistory:
     """Anderson acceleration: the step that cancels the residual in the span of the last differences."""
 
     def __init__(self, memory: int = 12) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from manifolds import BuresWasserstein, Elementwise, FactorPair, Product, ScaleQuotient
+from manifolds import BuresWasserstein, Elementwise, FactorPair, FixedRank, Product, ScaleQuotient
 
 
 @dataclass
@@ -115,6 +115,33 @@ def _factor_pair(metric: str) -> Callable[[torch.Generator], ManifoldCase]:
     return build
 
 
+class _AlongGeodesics(FixedRank):
+    """Steps along geodesics, as the laws expect: the retraction by truncation is tried in ``test_fixed_rank.py``."""
+
+    def retr(self, x: Tensor, u: Tensor) -> Tensor:
+        """The exponential map."""
+        return self.expmap(x, u)
+
+
+def _fixed_rank(g: torch.Generator) -> ManifoldCase:
+    gauge, skewed = _invertible(g, 3), _invertible(g, 12)
+
+    def parts(x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The velocity of the matrix, and what it does not see, with dense projections."""
+        (a, b), (u_a, u_b) = x.split((7, 5), dim=-2), u.split((7, 5), dim=-2)
+        on_a, on_b = (c @ torch.linalg.inv(c.mT @ c) @ c.mT for c in (a, b))
+        return u_a @ b.mT + a @ u_b.mT, on_a @ u_a @ b.mT - a @ u_b.mT @ on_b
+
+    return ManifoldCase(
+        "fixed-rank", _AlongGeodesics(3, rows=7), _normal(g, 12, 3), g,
+        invariant=lambda x: x[..., :7, :] @ x[..., 7:, :].mT,
+        algebra=lambda: _normal(g, 3, 3),
+        act=lambda x: FactorPair(7).act(x, gauge),
+        control=lambda x: skewed @ x,
+        definition=lambda x, u, v: sum((a * b).sum((-2, -1)) for a, b in zip(parts(x, u), parts(x, v))),
+    )  # fmt: skip
+
+
 def _product(g: torch.Generator) -> ManifoldCase:
     parts = {"gain": _elementwise(g), "row": _scale(g), "factor.weight": _bures(g)}
     shapes = {name: tuple(case.x.shape) for name, case in parts.items()}
@@ -148,6 +175,7 @@ _BUILDERS: dict[str, Callable[[torch.Generator], ManifoldCase]] = {
     "product": _product,
     "factor-inv": _factor_pair("inv"),
     "factor-mix": _factor_pair("mix"),
+    "fixed-rank": _fixed_rank,
 }
 MANIFOLD_NAMES = tuple(_BUILDERS)
 

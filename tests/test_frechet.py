@@ -76,7 +76,7 @@ def test_mean_laws(name):
     close(case.invariant(moved.point), case.invariant(case.act(mean.point)), 1e-8)
 
 
-@pytest.mark.parametrize("name", ["bures", "factor-inv", "factor-mix"])
+@pytest.mark.parametrize("name", ["bures", "factor-inv", "factor-mix", "fixed-rank"])
 def test_every_point_may_have_its_own_gauge(name):
     case = manifold_case(name, 3)
     m, points = case.manifold, case.points(3)
@@ -108,11 +108,83 @@ def test_batched_means(name):
     close(mean.point, torch.stack([one.point for one in loop]), 1e-9)
 
 
+# ---- each problem of a batch
+
+
+@pytest.mark.parametrize("name", ["bures", "factor-inv", "factor-mix", "fixed-rank"])
+def test_every_problem_is_reported(name):
+    case = manifold_case(name, 5)
+    m, w = case.manifold, [0.5, 0.2, 0.3]
+    points = torch.stack([torch.stack([case.points(2), case.points(2)]) for _ in range(3)])  # (3, 2, 2, ...)
+    mean = frechet_mean(m, points, w)
+    each = mean.per_problem
+    assert each.converged.shape == (2, 2) and bool(each.converged.all()) is mean.converged is True
+    assert mean.iterations >= int(each.iterations.max()) and int(each.iterations.min()) > 0
+    assert mean.gradient_norm in each.gradient_norm and mean.spread in each.spread
+    for i in range(2):
+        for j in range(2):
+            lengths = torch.stack([m.dist(mean.point[i, j], p) for p in points[:, i, j]])
+            close(each.objective[i, j], (vector(*w) * lengths.square()).sum(), 1e-9)
+            close(each.spread[i, j], lengths.max(), 1e-9)
+            alone = frechet_mean(m, points[:, i, j], w)
+            assert alone.per_problem.converged.shape == ()
+            assert int(alone.per_problem.iterations) == int(each.iterations[i, j])
+            close(alone.point, mean.point[i, j], 1e-9)
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_problem_without_logarithm_does_not_stop_the_others(metric):
+    m, (x, y) = FactorPair(1, metric), (vector(2.0, 3.0), vector(4.0, 0.5))
+    points = torch.stack([torch.stack([x, x, y]), torch.stack([y, y * vector(-1.0, 1.0), x])])[..., None]
+    mean = frechet_mean(m, points)
+    each = mean.per_problem
+    assert each.converged.tolist() == [True, False, True] and mean.converged is False
+    assert [math.isinf(v) for v in each.gradient_norm.tolist()] == [False, True, False]
+    assert math.isinf(mean.gradient_norm) and each.objective[1] == each.spread[1] == math.inf
+    assert each.iterations[1] == 0
+    close(mean.point[1], points[0, 1], 0.0)
+    expected = math.sqrt(12) if metric == "inv" else 4.0
+    close(mean.point.prod(-2).squeeze(-1)[[0, 2]], vector(expected, expected), 1e-8)
+    with pytest.raises(ValueError, match="1 of 2"):
+        frechet_mean(m, points[:, 1])
+
+
+def test_errors_of_one_problem_are_kept_from_the_others():
+    """Also where the manifold can only raise: the batch is halved until the problem at fault is alone."""
+    points = torch.stack([vector(2.0, 1.0, 3.0, 5.0, 7.0), vector(8.0, 4.0, -3.0, 5.0, 7.0)])[..., None]
+    each = frechet_mean(Elementwise(), points).per_problem
+    assert each.converged.tolist() == [True, True, False, True, True]
+    close(frechet_mean(Elementwise(), points).point[:2, 0], vector(4.0, 2.0), 1e-12)
+    with pytest.raises(ValueError, match="signs differ in 3 of"):
+        frechet_mean(Elementwise(), torch.stack([points[0, :3], -points[0, :3]]))  # none of them: a wrong argument
+
+
+def test_problems_that_are_done_cost_nothing():
+    """The logarithm is asked for the problems that still move only."""
+    asked = []
+
+    class Counting(BuresWasserstein):
+        def logmap(self, x, y):
+            asked.append(x.shape[1])
+            return super().logmap(x, y)
+
+    easy, hard = random(0, 7, 3), torch.stack([random(i, 7, 3) for i in range(1, 4)])
+    points = torch.stack([easy.expand(3, 7, 3), hard, easy.expand(3, 7, 3)], dim=1)
+    mean = frechet_mean(Counting(), points)
+    assert mean.converged and mean.per_problem.iterations.tolist() == [0, mean.iterations, 0]
+    assert asked == [3] + [1] * mean.iterations
+
+
+def test_empty_batch():
+    mean = frechet_mean(Elementwise(), torch.ones(3, 0, 5))
+    assert mean.converged and mean.point.shape == (0, 5) and mean.per_problem.converged.shape == (0,)
+
+
 def test_product_of_dictionaries():
     m = Product({"a": Elementwise(), "b": ScaleQuotient()})
     points = [{"a": random(i, 5).abs(), "b": random(i, 2, 3).abs()} for i in range(3)]
     mean = frechet_mean(m, points, [1.0, 2.0, 3.0])
-    assert mean.converged
+    assert mean.converged and mean.per_problem["b"].converged.tolist() == [True, True]
     for name, factor in m.factors.items():
         close(mean.point[name], frechet_mean(factor, [p[name] for p in points], [1.0, 2.0, 3.0]).point, 1e-14)
     with pytest.raises(ValueError, match="lacks b"):

@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 
 from symgeo.errors import SymmetryError
-from symgeo.groups import GeneralLinear, Group, Orthogonal, Permutation, PositiveScaling, Rotary, SignFlip
+from symgeo.groups import Cyclic, GeneralLinear, Group, Orthogonal, Permutation, PositiveScaling, Rotary, SignFlip
 
 GROUPS: list[tuple[Group, int]] = [
     (Permutation(), 7),
     (SignFlip(), 7),
+    (Cyclic(), 7),
     (PositiveScaling(), 7),
     (Orthogonal(), 5),
     (GeneralLinear(), 5),

@@ -18,6 +18,7 @@ from manifolds.linalg import eigh, gram
 
 _STUCK = 2.0**-12  # a step halved below this makes no progress
 _FAR = 1e6  # an endpoint this many times larger than both points is taken to have left the domain
+_PATIENCE = 16  # iterations in which the miss has to halve
 
 
 class PairManifold(Protocol):
@@ -54,10 +55,10 @@ def log_factor_pair(
 
     Starts at the horizontal part of the aligned chord; then integrates the geodesic, aligns ``y`` to its
     endpoint over GL(h), and adds the horizontal part of what is missing: accelerated by Anderson's method,
-    and with the step halved where the miss would grow.  Stops at a miss of ``tol |u|``.  ``converged`` means
-    a miss below ``1e-9 |u|`` (or rounding); that is the shortest geodesic when ``y`` lies inside the
-    injectivity radius.  Points that no geodesic joins, or without full rank, come back with ``converged``
-    False.
+    and with the step halved where the miss would grow.  Stops at a miss of ``tol |u|``, or where the miss no
+    longer halves in 16 iterations.  ``converged`` means a miss below ``1e-9 |u|`` (or rounding); that is the
+    shortest geodesic when ``y`` lies inside the injectivity radius.  Points that no geodesic joins, or without
+    full rank, come back with ``converged`` False.
 
     >>> from manifolds.factored import FactorPair
     >>> x, y = (torch.tensor([[p], [1.0]], dtype=torch.float64) for p in (2.0, 6.0))
@@ -71,8 +72,9 @@ def log_factor_pair(
     hit = _hit(manifold, base, base.project((target - base.point) * base.root), target)
     scale, history = norm(base.point * base.root), AndersonHistory()
     step, iterations = torch.ones_like(scale), 0
+    milestone, stale = hit.miss, torch.zeros_like(scale)
     while iterations < max_iter:
-        active = (hit.miss > tol * norm(hit.z) + 1e-15 * scale) & (step > _STUCK)
+        active = (hit.miss > tol * norm(hit.z) + 1e-15 * scale) & (step > _STUCK) & (stale < _PATIENCE)
         if not bool(active.any()):
             break
         iterations += 1
@@ -82,6 +84,8 @@ def log_factor_pair(
         better = active & (landed.miss < hit.miss)
         hit = hit.update(better, landed)
         step = torch.where(better, (2 * step).clamp_max(1.0), torch.where(active, 0.5 * step, step))
+        halved = hit.miss <= 0.5 * milestone
+        milestone, stale = torch.where(halved, hit.miss, milestone), torch.where(halved, 0.0, stale + 1.0)
     converged = (hit.miss <= 1e-9 * norm(hit.z) + 1e-12 * scale) & ~base.deficient
     return PairLog(base.tangent(hit.z), converged, hit.miss, iterations)
 

@@ -28,8 +28,8 @@ _HOMES = {
     "average_sharpness": "symgeo.sharpness",
 }
 _MODULES = (
-    "groups", "symmetry", "models", "geometry", "sharpness", "data", "study", "loading", "batches", "demo", "plots",
-    "report",
+    "groups", "symmetry", "models", "kernels", "geometry", "curvature", "optim", "preconditioner", "sharpness",
+    "data", "study", "loading", "batches", "demo", "plots", "report", "merge",
 )
 
 if TYPE_CHECKING:

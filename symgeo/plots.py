@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from symgeo.demo.orbit import Orbit
+    from symgeo.merge.barrier import Barrier
     from symgeo.sharpness import SharpnessResult
     from symgeo.study import Correlation, Study
 
@@ -25,6 +26,7 @@ LOOK = {
     "geodesic inv": ("#0072B2", "o"),
     "geodesic mix": ("#009E73", "D"),
 }
+LINES = (("#D55E00", "o"), ("#0072B2", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#555555", "x"))
 FONT: Any = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -174,6 +176,24 @@ def plot_history(result: SharpnessResult, path: str | Path) -> None:
         ylabel="increase of the loss of each batch",
     )
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    _save(figure, path)
+
+
+def plot_barrier(curves: Mapping[str, Barrier], path: str | Path) -> None:
+    """The loss along paths between two models, one line for each, with the height of its barrier in the legend.
+
+    Raises ``ValueError`` without curves, and for a file that is neither .png nor .pdf.
+    """
+    if not curves:
+        raise ValueError("curves: needed at least one, found none")
+    figure, (axes,) = _figure(1, 1, height=3.4, width=5.2)
+    for i, (name, curve) in enumerate(curves.items()):
+        colour, marker = LINES[i % len(LINES)]
+        label = f"{name} (height {curve.height:.3g})"
+        axes.plot(curve.t, curve.losses, color=colour, marker=marker, markersize=4, linewidth=1.2, label=label)
+        axes.plot((0, 1), (curve.losses[0], curve.losses[-1]), color=colour, linestyle=":", linewidth=0.8)
+    axes.set(title="loss between two models", xlabel="position t on the path", ylabel="loss", xlim=(0, 1))
+    axes.legend(fontsize=8)
     _save(figure, path)
 
 

@@ -14,14 +14,16 @@ ROOT = Path(__file__).parent.parent
 
 # top to bottom; a name stands for the module or the package with everything in it
 LAYERS = [
-    "manifolds.linalg", "manifolds.geodesic", "manifolds.relaxed", "manifolds.frame", "manifolds.base",
-    "manifolds.alignment", "manifolds.logarithm", "manifolds.factored", "manifolds.elementwise", "manifolds.flat",
-    "manifolds.scale", "manifolds.bures", "manifolds.product", "manifolds.frechet", "manifolds.momentum", "manifolds",
-    "symgeo.errors", "symgeo.functional", "symgeo.progress", "symgeo.parallel", "symgeo.report", "symgeo.groups",
-    "symgeo.symmetry", "symgeo.models", "symgeo.pairs", "symgeo.chart", "symgeo.geometry", "symgeo.sharpness",
-    "symgeo.data", "symgeo.study", "symgeo.demo.training", "symgeo.demo.checkpoints", "symgeo.demo.runner",
-    "symgeo.loading", "symgeo.batches", "symgeo.evaluation", "symgeo.installation", "symgeo.demo.orbit", "symgeo.plots",
-    "symgeo.demo", "symgeo.cli", "symgeo.__main__",
+    "manifolds.linalg", "manifolds.low_rank", "manifolds.geodesic", "manifolds.relaxed", "manifolds.frame",
+    "manifolds.base", "manifolds.alignment", "manifolds.logarithm", "manifolds.factored", "manifolds.elementwise",
+    "manifolds.flat", "manifolds.scale", "manifolds.bures", "manifolds.embedded", "manifolds.embedded_logarithm",
+    "manifolds.fixed_rank", "manifolds.product", "manifolds.frechet", "manifolds.momentum", "manifolds",
+    "symgeo.errors", "symgeo.kernels", "symgeo.functional", "symgeo.progress", "symgeo.parallel", "symgeo.report",
+    "symgeo.groups", "symgeo.symmetry", "symgeo.models", "symgeo.pairs", "symgeo.chart", "symgeo.geometry",
+    "symgeo.curvature", "symgeo.optim", "symgeo.preconditioner", "symgeo.merge", "symgeo.sharpness", "symgeo.data",
+    "symgeo.study", "symgeo.demo.training", "symgeo.demo.checkpoints", "symgeo.demo.runner", "symgeo.loading",
+    "symgeo.batches", "symgeo.evaluation", "symgeo.installation", "symgeo.demo.orbit", "symgeo.plots", "symgeo.demo",
+    "symgeo.cli", "symgeo.__main__",
 ]
 FILES = sorted(path for package in ("manifolds", "symgeo") for path in (ROOT / package).rglob("*.py"))
 

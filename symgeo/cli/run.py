@@ -86,9 +86,13 @@ class Outcome:
 
 
 def command(function: Callable[..., Outcome]) -> Callable[..., None]:
-    """A function of its own options and a ``run``, as a command with the common options too."""
+    """A function of its own options and a ``run``, as a command with the common options too.
+
+    An option of its own takes the place of the common one of that name.
+    """
     own = [p for p in inspect.signature(function, eval_str=True).parameters.values() if p.name != "run"]
-    common = list(inspect.signature(Run, eval_str=True).parameters.values())
+    names = {p.name for p in own}
+    common = [p for p in inspect.signature(Run, eval_str=True).parameters.values() if p.name not in names]
 
     def wrapper(**options: Any) -> None:
         run = Run(**{p.name: options.pop(p.name) for p in common})
@@ -114,7 +118,7 @@ def _finish(name: str, options: dict[str, Any], run: Run, work: Callable[[], Out
     if not to_stdout and outcome.text:
         print(outcome.text, flush=True)
     if run.json:
-        settings = {**options, "seed": run.seed, "device": run.device, "dtype": run.dtype}
+        settings = {"seed": run.seed, "device": run.device, "dtype": run.dtype, **options}
         document = report.document(name, settings, outcome.result, time.perf_counter() - start)
         report.write_json(run.json, document)
     if outcome.failure:

@@ -1,0 +1,59 @@
+"""What every backend asks of its input, and the two numbers they share: the accumulation type and the rank cutoff."""
+
+from __future__ import annotations
+
+import math
+import os
+
+import torch
+from torch import Tensor
+
+# the largest matrix that one Triton program keeps to itself
+LARGEST_PROGRAM = 64
+
+
+def check_matrices(name: str, x: Tensor, square: bool = False) -> None:
+    """Raises ``ValueError`` unless ``x`` is a real floating tensor ``(..., m, n)``, with ``m = n`` if ``square``."""
+    shape = tuple(x.shape)
+    wanted = "square matrices (..., n, n)" if square else "matrices (..., m, n)"
+    if x.dim() < 2 or (square and shape[-1] != shape[-2]):
+        raise ValueError(f"{name}: needed {wanted}, found shape {shape}")
+    if not x.is_floating_point():
+        raise ValueError(f"{name}: needed a real floating tensor, found {x.dtype}")
+
+
+def check_power(p: float, damping: float) -> None:
+    """Raises ``ValueError`` unless ``p`` is finite and ``damping`` is finite and not negative."""
+    if not math.isfinite(p):
+        raise ValueError(f"p: needed a finite exponent, found {p}")
+    if not (math.isfinite(damping) and damping >= 0):
+        raise ValueError(f"damping: needed a finite number >= 0, found {damping}")
+
+
+def check_finite(name: str, x: Tensor) -> None:
+    """Raises ``ValueError`` if ``x`` has entries that are not finite (LAPACK would fail without saying why)."""
+    bad = int((~torch.isfinite(x)).sum())
+    if bad:
+        raise ValueError(f"{name}: needed finite entries, found {bad} that are not")
+
+
+def accumulation_type(dtype: torch.dtype) -> torch.dtype:
+    """float64 for float64, float32 for everything below: half precision is never summed in itself."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def cutoff(dtype: torch.dtype, size: int) -> float:
+    """The fraction of the largest eigenvalue (or singular value) at and below which one counts as zero.
+
+    ``max(size * eps(accumulation type), eps(dtype))``: sums of ``size`` terms in the accumulation type, then
+    rounded to ``dtype``.
+
+    >>> cutoff(torch.float64, 1) == 2.0**-52, cutoff(torch.bfloat16, 5) == 2.0**-7
+    (True, True)
+    """
+    return max(size * torch.finfo(accumulation_type(dtype)).eps, torch.finfo(dtype).eps)
+
+
+def interpreting() -> bool:
+    """Whether Triton was told to run its programs on the CPU, one after the other."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")

@@ -84,7 +84,7 @@ class Adapter:
             return hashlib.file_digest(stream, "sha256").hexdigest()
 
     def factors(self, modules: Sequence[str], device: torch.device) -> Factors:
-        """Factors ``B (modules, m, r)`` and ``A (modules, r, n)`` of modules of equal shape, whose product is ``s B A``.
+        """Factors ``(modules, m, r)`` and ``(modules, r, n)`` with the product ``s B A``, of modules of equal shape.
 
         Both take ``sqrt(|s|)``, B with the sign: for all methods but "linear" any split is the same, and PEFT's
         "linear" splits like this.  Raises ``ValueError`` naming the tensor that has entries that are not finite.

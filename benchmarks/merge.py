@@ -5,7 +5,7 @@
               figures are medians over rounds of seconds and of ratios within a round.
   wide layer  16384 x 16384, four adapters of rank 8, each method in a process of its own, one thread.
   7B layout   32 layers of the seven projections of a LLaMA of 7 B parameters, three adapters of rank 16, float16
-              folders, `merge_adapters` in a process of its own, two threads, from folders to folder.
+              folders, `merge_adapters` from folders to folder, each time in a process of its own, one thread and two.
 
 All factors are independent normal numbers, so that adapters are nearly orthogonal, where bures converges slowest.
 Extra memory is the peak resident size during the merge minus the resident size before it, so that pages of the input
@@ -173,12 +173,12 @@ def write_adapters(size: Size, folder: Path) -> list[Path]:
     return folders
 
 
-def layout(folder: Path, method: str) -> dict[str, float]:
+def layout(folder: Path, method: str, threads: int) -> dict[str, float]:
     """One merge of the folders below ``folder``, and its peak of memory relative to their size."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(threads)
     folders = sorted(folder.glob("adapter?"))
     total = sum((path / "adapter_model.safetensors").stat().st_size for path in folders)
-    result, report = measured(lambda: merge_adapters(folders, folder / f"merged-{method}", method=method))
+    result, report = measured(lambda: merge_adapters(folders, folder / f"merged-{method}-{threads}", method=method))
     result |= {"adapters MiB": total / MIB, "extra / adapters": result["extra MiB"] * MIB / total}
     return result | iterations(report.modules)
 
@@ -199,7 +199,11 @@ def measure(size: Size, rounds: int) -> dict[str, Any]:
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as temporary:
         write_adapters(size, Path(temporary))
-        folders = {method: child("layout", temporary, method) for method in MEANS}
+        folders = {
+            f"{method}, {threads} threads": child("layout", temporary, method, str(threads))
+            for method in MEANS
+            for threads in (1, 2)
+        }
     return {
         "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "torch": torch.__version__},
         "rounds": rounds,
@@ -216,11 +220,12 @@ def main() -> None:
     parser.add_argument("--size", choices=SIZES, default="full")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", type=Path, help="default: merge.json beside this file, for the full size only")
-    parser.add_argument("--part", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--part", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
-        part, where, method = options.part
-        print(json.dumps(wide_layer(int(where), method) if part == "wide" else layout(Path(where), method)))
+        part, where, method, *threads = options.part
+        wide = part == "wide"
+        print(json.dumps(wide_layer(int(where), method) if wide else layout(Path(where), method, int(threads[0]))))
         return
     result = {"size": options.size} | measure(SIZES[options.size], options.rounds)
     text = json.dumps(result, indent=2) + "\n"

@@ -305,6 +305,15 @@ def test_activations_of_channels_against_correlations() -> None:
     assert element["h"].tolist() == list(best)
 
 
+def test_a_batch_may_be_the_input_itself() -> None:
+    model, symmetry, x = mlp("gelu", (3, 5, 2)), mlp_symmetry("gelu", 1), normal(2, 29, 3)
+    source, target = normal_params(model, 0), normal_params(model, 1)
+    found = [align(symmetry, source, target, model=model, batches=[b])[1] for b in ((x, None), x)]
+    assert found[0]["h0"].tolist() == found[1]["h0"].tolist()
+    with pytest.raises(ValueError, match="a mapping of arguments; got str"):
+        align(symmetry, source, target, model=model, batches=["x"])
+
+
 class Broken(nn.Sequential):
     def forward(self, x: Tensor) -> Tensor:
         super().forward(x)

@@ -20,6 +20,7 @@ from symgeo.merge.peft.plan import MergePlan, ModulePlan
 from symgeo.merge.peft.planning import plan_merge
 from symgeo.merge.peft.reader import WEIGHTS, opened
 from symgeo.merge.peft.tensors import TensorFile
+from symgeo.parallel import one_thread
 from symgeo.report import SCHEMA, plain, versions
 
 Progress = Callable[[int, int, str], None]
@@ -110,7 +111,7 @@ def merge_adapters(
     modules are worked on.
 
     dtype : of the merged factors, by default that of the inputs, float32 if they differ.  All computation is in
-    float64, on ``device`` (the CPU by default), a few modules at a time.
+    float64, on ``device`` (the CPU by default, on one thread: the matrices are small), a few modules at a time.
     overwrite : replace ``out`` if it is a folder that is not empty; it is removed only when its successor is whole.
     progress : called as ``progress(done, total, module)``;  say : called with messages about leftovers.
 
@@ -121,7 +122,7 @@ def merge_adapters(
     place = _place(device)
     check_target(out, plan.sources, overwrite)
     with new_folder(out, plan.sources, overwrite, say) as folder:
-        with TensorFile(folder / WEIGHTS, plan.tensors()) as file:
+        with one_thread(), TensorFile(folder / WEIGHTS, plan.tensors()) as file:
             rows = list(_merge(plan, place, file, progress))
         report = _report(plan, Path(out), rows)
         _write_texts(folder, plan, report)

@@ -95,10 +95,20 @@ def _outputs(model: nn.Module, params: Params, batches: list[Any], names: Iterab
             handle = model.get_submodule(name).register_forward_hook(partial(keep, name))
             stack.callback(handle.remove)
         for batch in batches:
-            positional = () if isinstance(batch, Mapping) else (batch[0],)
-            torch.func.functional_call(model, params, positional, dict(batch) if isinstance(batch, Mapping) else {})
+            torch.func.functional_call(model, params, *_inputs(batch))
     outputs = {name: torch.cat(pieces) for name, pieces in kept.items() if pieces}
     return {name: x - x.mean(0) for name, x in outputs.items()}
+
+
+def _inputs(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of the model: a batch is ``(x, y)``, the input itself, or a mapping of keyword arguments."""
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    if isinstance(batch, Tensor):
+        return (batch,), {}
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return (batch[0],), {}
+    raise ValueError(f"batches: needed (x, y), a tensor x or a mapping of arguments; got {type(batch).__name__}")
 
 
 def _declaration(action: Action, axes: Mapping[str, Tree[Dim]]) -> Symmetry:

@@ -55,7 +55,6 @@ class Size:
 SIZES = {"small": Size(128, 1024, 2, 128), "full": Size(1024, 16384, 32, 4096)}
 LIMITS = {
     "PEFT svd / tsvd": "at least 20",
-    "PEFT svd / bures": "at least 20",
     "wide layer": "less than 10 s and 200 MiB",
     "7B layout": "less than 120 s and twice the size of the adapters",
 }

@@ -108,10 +108,17 @@ def _tiny_vit(module: nn.Module, generator: torch.Generator) -> Call:
     return (_normal(module, generator, BATCH, size, size),), {}
 
 
+def _tiny_lm(module: nn.Module, generator: torch.Generator) -> Call:
+    shape = BATCH, min(LENGTH, int(module.context))  # type: ignore[arg-type]
+    symbols = torch.randint(0, int(module.head.out_features), shape, generator=generator)  # type: ignore[union-attr, arg-type]
+    return (symbols.to(next(module.parameters()).device),), {}
+
+
 _INPUTS: dict[str, Callable[[nn.Module, torch.Generator], Call | None]] = {
     "transformers.modeling_utils.PreTrainedModel": _pretrained,
     "torch.nn.modules.activation.MultiheadAttention": _multihead,
     "torch.nn.modules.transformer.TransformerEncoderLayer": _encoder_layer,
     "torch.nn.modules.transformer.TransformerEncoder": _encoder,
     "symgeo.models.tiny_vit.TinyViT": _tiny_vit,
+    "symgeo.models.tiny_lm.TinyLM": _tiny_lm,
 }

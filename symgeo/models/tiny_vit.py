@@ -12,11 +12,14 @@ from torch import Tensor, nn
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, softmax(q kᵀ / sqrt(d_h)) v per head, written with plain products."""
+    """Multi-head self-attention, softmax(q kᵀ / sqrt(d_h)) v per head, written with plain products.
 
-    def __init__(self, width: int, heads: int) -> None:
+    With ``causal`` every token attends to itself and those before it only.
+    """
+
+    def __init__(self, width: int, heads: int, causal: bool = False) -> None:
         super().__init__()
-        self.num_heads = heads
+        self.num_heads, self.causal = heads, causal
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
@@ -27,7 +30,9 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         query, key, value = self._split(self.query(x)), self._split(self.key(x)), self._split(self.value(x))
-        scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+        scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])  # (..., H, T, T)
+        if self.causal:
+            scores = scores + torch.full(scores.shape[-2:], -math.inf, dtype=x.dtype, device=x.device).triu(1)
         mixed = scores.softmax(-1) @ value
         merged: Tensor = self.output(mixed.transpose(-3, -2).flatten(-2))
         return merged
@@ -49,10 +54,10 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Pre-norm residual block: x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, width: int, heads: int, hidden: int) -> None:
+    def __init__(self, width: int, heads: int, hidden: int, causal: bool = False) -> None:
         super().__init__()
         self.attention_norm = nn.LayerNorm(width)
-        self.attention = Attention(width, heads)
+        self.attention = Attention(width, heads, causal)
         self.mlp_norm = nn.LayerNorm(width)
         self.mlp = MLP(width, hidden)
 

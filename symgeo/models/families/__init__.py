@@ -1,7 +1,10 @@
 """The tables, one file per family; a new family is a file here and a line below."""
 
-from symgeo.models.families import bert, gpt2, llama, tiny_vit, torch_nn, vit
+from symgeo.models.families import bert, gpt2, llama, tiny_lm, tiny_vit, torch_nn, vit
 
-FAMILIES = (bert.FAMILY, gpt2.FAMILY, llama.FAMILY, vit.FAMILY, tiny_vit.FAMILY, torch_nn.FAMILY, torch_nn.MULTIHEAD)
+FAMILIES = (
+    bert.FAMILY, gpt2.FAMILY, llama.FAMILY, vit.FAMILY, tiny_vit.FAMILY, tiny_lm.FAMILY, torch_nn.FAMILY,
+    torch_nn.MULTIHEAD,
+)
 
 __all__ = ["FAMILIES"]

@@ -1,0 +1,80 @@
+"""Tensors of whole buckets whose parts live in the state of single parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from symgeo.curvature import Bucket
+
+State = Mapping[Tensor, dict[str, Any]]
+
+
+class Stack:
+    """One real or complex tensor (K, ...) for the K kinds of a bucket.
+
+    The slice of each kind is the entry ``key`` in the state of the first parameter that carries it, and the number
+    of steps that it has seen the entry ``key + " steps"``: state dictionaries, copies and checkpoints hold ordinary
+    tensors under the parameters.  The slices are views of one tensor, which is put together again after a state has
+    been loaded or copied.  Complex entries are stored as pairs of real numbers.
+
+    Parameters
+    ----------
+    what: the first word of the keys; owners: for each kind its first parameter
+    shape: of the slice of one kind; complex: whether its entries are; dtype: real
+    """
+
+    def __init__(
+        self, what: str, bucket: Bucket, owners: Sequence[Tensor], shape: tuple[int, ...], complex: bool,
+        dtype: torch.dtype,
+    ) -> None:
+        self.keys = [f"{what} {kind_name(kind)}" for kind in bucket.kinds]
+        self.owners = list(owners)
+        self._complex = complex
+        self._shape = (*shape, 2) if complex else shape
+        self._dtype = dtype
+        self._tensor: Tensor | None = None
+        self._views: list[Tensor] = []
+
+    def read(self, state: State) -> Tensor:
+        """The tensor (K, ...); zeros for kinds that are new, whose steps are 0."""
+        found = [state[p].get(key) for p, key in zip(self.owners, self.keys)]
+        if self._tensor is None or any(a is not b for a, b in zip(found, self._views)):
+            self._link(state, found)
+        assert self._tensor is not None
+        return torch.view_as_complex(self._tensor) if self._complex else self._tensor
+
+    def write(self, state: State, values: Tensor) -> None:
+        """Replace all entries."""
+        self.read(state).copy_(values)
+
+    def steps(self, state: State) -> list[int]:
+        """How many steps each kind has seen."""
+        return [state[p].get(f"{key} steps", 0) for p, key in zip(self.owners, self.keys)]
+
+    def count(self, state: State) -> None:
+        """One step more for each kind."""
+        for p, key, steps in zip(self.owners, self.keys, self.steps(state)):
+            state[p][f"{key} steps"] = steps + 1
+
+    def _link(self, state: State, found: list[Tensor | None]) -> None:
+        self._tensor = torch.zeros(len(found), *self._shape, dtype=self._dtype, device=self.owners[0].device)
+        self._views = list(self._tensor.unbind())
+        for p, key, view, old in zip(self.owners, self.keys, self._views, found):
+            if old is not None and old.shape == view.shape:
+                view.copy_(old)
+            else:
+                state[p].pop(f"{key} steps", None)
+            state[p][key] = view
+
+
+def kind_name(kind: tuple[tuple[str, str], ...]) -> str:
+    """A kind in words.
+
+    >>> kind_name((("h", "W"), ("g", "V")))
+    'h:W g:V'
+    """
+    return " ".join(f"{group}:{label}" for group, label in kind) or "trivial"

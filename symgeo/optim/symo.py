@@ -1,0 +1,249 @@
+"""`SymO`: the optimizer that takes its preconditioner from the symmetries of the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from symgeo.optim.adamw import adamw_, descend_, full_precision, moment_
+from symgeo.optim.gauge import Gauge
+from symgeo.optim.graft import adam_steps, grafted
+from symgeo.optim.options import Options
+from symgeo.optim.plan import Plan, check_group, check_overrides, rest_rate
+from symgeo.optim.whitening import whitened_step
+from symgeo.symmetry import Symmetry
+
+Group = dict[str, Any]
+Named = Iterable[tuple[str, Tensor]] | Iterable[Group]
+
+#: what a group of parameters may set for itself
+GROUP_OPTIONS = ("lr", "betas", "weight_decay", "rest_lr")
+
+
+class SymO(torch.optim.Optimizer):
+    r"""Steps along ``H^-1 m`` with the curvature H that the symmetries of the loss give to one gradient.
+
+    A loss that does not change under a group has a known gradient on a whole orbit, and the second moment of the
+    gradient over the orbit, ``S_g``, estimates the square of the Hessian (arXiv 2606.00442; see
+    `symgeo.curvature`).  At step t = 1, 2, ..., for a gradient g:
+
+        m  <- b1 m + (1 - b1) g            mh = m / (1 - b1^t)
+        T  <- b2 T + (1 - b2) blocks(mh)   Th = T / (1 - b2^t)
+        w  <- (1 - lr wd) w - lr H^-1 mh   H = S_g^power from Th ("gradient"), power = 1/2
+
+    The choice of the group is the choice of the method (see `symgeo.optim.presets`): ``Orthogonal`` on one axis of
+    a matrix gives Muon (b2 = 0) or one-sided Shampoo, ``SignFlip`` on all axes Adam with momentum inside its second
+    moment, and a pair of one-sided symmetries Shampoo, whose step is the geometric mean
+    ``S_1^(-power / 2) S_2^(-power / 2) mh``.
+
+    Parameters
+    ----------
+    named_params: pairs (name, parameter), as ``model.named_parameters()``, or groups as dicts whose ``"params"`` are
+        such pairs and which may have their own ``lr``, ``betas``, ``weight_decay``, ``rest_lr``
+    symmetry: a `Symmetry`, or a pair of them that act on different axes of the same parameters
+    lr: a number or a tensor;  betas: of momentum and statistics;  weight_decay: decoupled
+    damping: relative to the largest eigenvalue of all blocks together: ``|s| + damping s_max``
+    estimator: "gradient", "riccati" (statistics of the current weights too) or "secant" (averages of both);
+        see `symgeo.curvature.hessian`
+    update_every: powers are recomputed at steps 1, 1 + update_every, ...; averages are taken every step
+    trivial: the kind that no group moves: "diagonal", "dense", "uncentred" (the average of x x^T, as "dense"), "drop"
+    nesterov: ``(b1 m + (1 - b1) g) / (1 - b1^(t + 1))`` takes the place of mh, in the statistics too
+    rest_lr: learning rate of AdamW (eps 1e-8, the same betas and weight decay) for parameters that the symmetry does
+        not name; by default lr.  Schedulers of lr keep the ratio of the two
+    compact: non-compact groups (GeneralLinear, PositiveScaling, Rotary): momentum and weights are carried into the
+        balanced gauge at every step, the statistics live there, and the step is carried back, so that the whole
+        trajectory moves along with every element of the group
+    power: of S_g.  1 without the root (with a pair: each side to the power -1/2)
+    graft: scale every parameter's step to the norm of mh ("sgd") or of Adam's step ("adam")
+    divergence: how the two of a pair are fitted: "frobenius" each alone, "kl" each whitened by the other (power=1)
+    roots: "eigh", "newton" (matrix products only, without waiting for the device), "auto" (newton on accelerators),
+        or "group" (no roots and no inverses; power=1): see `symgeo.optim.roots`
+
+    A gradient of None counts as zero in the statistics, and its parameter stays where it is.  State is kept under the
+    parameters: ``exp_avg``, ``step``, ``exp_avg_sq`` (AdamW and graft="adam") of their shape, at least in single
+    precision, and statistics under the first parameter that carries a kind.
+
+    Raises ValueError for names that are missing, options that do not fit, complex parameters and sparse gradients;
+    SymmetryError for groups without an average and for pairs that do not commute.
+
+    >>> from symgeo.groups import SignFlip
+    >>> w = torch.nn.Parameter(torch.tensor([3.0, -5.0]))
+    >>> optimizer = SymO([("w", w)], Symmetry({"w": "h"}, {"h": SignFlip()}), lr=1.0, betas=(0.0, 0.0), damping=0.0)
+    >>> w.square().sum().backward()
+    >>> optimizer.step()
+    >>> w.data
+    tensor([ 2., -4.])
+    """
+
+    def __init__(
+        self,
+        named_params: Named,
+        symmetry: Symmetry | tuple[Symmetry, Symmetry],
+        lr: float | Tensor,
+        betas: tuple[float, float] = (0.9, 0.99),
+        damping: float = 1e-4,
+        estimator: str = "gradient",
+        update_every: int = 1,
+        trivial: str = "diagonal",
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+        rest_lr: float | None = None,
+        compact: bool = False,
+        *,
+        power: float = 0.5,
+        graft: str | None = None,
+        divergence: str = "frobenius",
+        roots: str = "auto",
+    ) -> None:
+        self._symmetries = _symmetries(symmetry)
+        self._options = Options(
+            len(self._symmetries), damping, estimator, update_every, trivial, nesterov, compact, power, graft,
+            divergence, roots,
+        )
+        self._plan: Plan | None = None
+        self._complete = False
+        super().__init__(named_params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "rest_lr": rest_lr})
+        self._complete = True
+        self._planned()
+
+    def add_param_group(self, param_group: Group) -> None:
+        """Add parameters, named as in the constructor.  Kinds whose copies change start their statistics anew."""
+        if isinstance(param_group, dict):
+            check_overrides(param_group)
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            check_group(group, [name for other in self.param_groups[:-1] for name in other["param_names"]])
+            group["base_lr"] = float(group["lr"])
+            self._plan = None
+            if self._complete:
+                self._planned()
+        except ValueError:
+            self.param_groups.pop()
+            raise
+
+    def __getstate__(self) -> dict[str, Any]:
+        own = {"_symmetries": self._symmetries, "_options": self._options, "_complete": True}
+        return super().__getstate__() | own
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._plan = None  # groups and states are other objects now
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict` returned: copies, in the precision in which they were saved."""
+        seen: list[dict[str, Any]] = []
+        names = [group["param_names"] for group in self.param_groups]
+        handle = self.register_load_state_dict_pre_hook(lambda _, hooked: seen.append(hooked))
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+        for group, own in zip(self.param_groups, names):
+            group["param_names"] = own  # the symmetry knows these
+        numbers = [i for group in seen[0]["param_groups"] for i in group["params"]]
+        params = [p for group in self.param_groups for p in group["params"]]
+        for number, p in zip(numbers, params):
+            for key, value in seen[0]["state"].get(number, {}).items():
+                if isinstance(value, Tensor):
+                    self.state[p][key] = value.detach().to(p.device, copy=True)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step; returns the loss of the closure, if there is one."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        plan = self._planned()
+        plan.check_gradients()
+        due = bool(plan.members) and self._due(plan)
+        if due and self._options.method(plan.device) == "eigh":
+            plan.check_finite()
+        for group, (_, rest) in zip(self.param_groups, plan.split):
+            params = [p for _, p in rest]
+            states = [self.state[p] for p in params]
+            adamw_(params, states, rest_rate(group), group["betas"], group["weight_decay"])
+        if plan.members:
+            self._step_members(plan, due)
+        return loss
+
+    def _planned(self) -> Plan:
+        if self._plan is None:
+            self._plan = Plan(self.param_groups, self._symmetries, self._options)
+        return self._plan
+
+    def _step_members(self, plan: Plan, due: bool) -> None:
+        """The parameters that the symmetry names."""
+        means, squares = self._moments(plan)
+        gradient: Mapping[str, Tensor] = means
+        gauge = None
+        if self._options.compact:
+            gauge = Gauge(plan.symmetries[0], plan.action, plan.members)
+            gradient = gauge.gradients(means)
+        weights = None
+        if self._options.estimator != "gradient":
+            weights = gauge.params if gauge else plan.members
+        found = whitened_step(plan.sides, self.state, gradient, weights, due, self._options.divergence)
+        step = {name: found[name] for name in plan.members}
+        if self._options.graft is not None:
+            lengths = adam_steps(list(means.values()), squares) if self._options.graft == "adam" else [
+                gradient[name] for name in step]
+            step = dict(zip(step, grafted(list(step.values()), lengths)))
+        if gauge:
+            step = gauge.back(step)
+        for group, (named, _) in zip(self.param_groups, plan.split):
+            moving = [(name, p) for name, p in named if p.grad is not None]
+            if moving:
+                descend_([p for _, p in moving], [step[name] for name, _ in moving], group["lr"], group["weight_decay"])
+
+    def _due(self, plan: Plan) -> bool:
+        """Whether this step recomputes the powers."""
+        steps = self.state[next(iter(plan.members.values()))].get("step", 0)  # before this one
+        every = self._options.update_every
+        return every == 1 or steps % every == 0 or not all(side.ready(self.state) for side in plan.sides)
+
+    def _moments(self, plan: Plan) -> tuple[dict[str, Tensor], list[Tensor]]:
+        """Debiased averages of the gradients by name, and of their squares if something needs them."""
+        means: dict[str, Tensor] = {}
+        squares: list[Tensor] = []
+        for group, (named, _) in zip(self.param_groups, plan.split):
+            if not named:
+                continue
+            (b1, b2), params = group["betas"], [p for _, p in named]
+            states = [self._started(p) for p in params]
+            averages = [state["exp_avg"] for state in states]
+            grads = [torch.zeros_like(m) if p.grad is None else p.grad.to(m.dtype) for p, m in zip(params, averages)]
+            torch._foreach_lerp_(averages, grads, 1 - b1)
+            steps = [state["step"] for state in states]
+            if self._options.nesterov:
+                averages = list(torch._foreach_lerp(averages, grads, 1 - b1))
+                steps_seen = [t + 1 for t in steps]
+            else:
+                steps_seen = steps
+            debiased = torch._foreach_div(averages, [1 - b1**t for t in steps_seen])
+            means |= {name: m for (name, _), m in zip(named, debiased)}
+            if self._options.graft == "adam":
+                second = [state["exp_avg_sq"] for state in states]
+                moment_(second, grads, b2)
+                squares += torch._foreach_div(second, [1 - b2**t for t in steps])
+        return means, squares
+
+    def _started(self, p: Tensor) -> dict[str, Any]:
+        """The state of a parameter, one step further."""
+        state = self.state[p]
+        if "exp_avg" not in state:
+            state |= {"step": 0, "exp_avg": full_precision(p)}
+            state |= {"exp_avg_sq": full_precision(p)} if self._options.graft == "adam" else {}
+        state["step"] += 1
+        return state
+
+
+def _symmetries(symmetry: Symmetry | tuple[Symmetry, Symmetry]) -> tuple[Symmetry, ...]:
+    found = (symmetry,) if isinstance(symmetry, Symmetry) else tuple(symmetry)
+    if len(found) not in (1, 2) or not all(isinstance(s, Symmetry) for s in found):
+        raise ValueError(f"symmetry: needed a symgeo.Symmetry or a pair of them; found {symmetry!r}")
+    return found

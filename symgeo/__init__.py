@@ -29,7 +29,7 @@ _HOMES = {
 }
 _MODULES = (
     "groups", "symmetry", "models", "kernels", "geometry", "curvature", "optim", "preconditioner", "sharpness",
-    "data", "study", "loading", "batches", "demo", "plots", "report", "merge",
+    "hessian", "data", "study", "loading", "batches", "demo", "plots", "report", "merge",
 )
 
 if TYPE_CHECKING:

@@ -29,7 +29,9 @@ def muon(model: nn.Module, exclude: Exclude = ()) -> Symmetry:
     damping=1e-9: on a small language model (benchmarks/optimizers.py) memory in the second moment (b2 = 0.99) lost
     more than 0.1 nats, at about half the cost.  Where it is wanted: graft="adam", damping=1e-6, update_every=10.
 
-    A 2-D parameter that is no matrix, such as a table of positions kept as a parameter, belongs into `exclude`.
+    Parameters that are no matrices are stepped by AdamW with the betas of their group: with b2 = 0 give them a group
+    of their own, with betas such as (0.9, 0.99).  A 2-D parameter that is no matrix, such as a table of positions
+    kept as a parameter, belongs into `exclude`.
 
     >>> muon(nn.Linear(5, 3)).tensors
     {'weight': '_ n[weight]'}

@@ -187,7 +187,7 @@ def test_runs_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "runs.json"
     first = run(path)
     assert first.returncode == 0, first.stderr[-2000:]
-    assert "adamw lr 0.001 seed 0: 4." in first.stdout
+    assert "adamw lr 0.001 seed 0: 3." in first.stdout
     stored = json.loads(path.read_text())
     assert {r["method"] for r in stored["runs"]} == {"adamw", "soap"} == set(stored["summary"])
     dropped = stored["runs"].pop()

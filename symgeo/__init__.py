@@ -29,7 +29,7 @@ _HOMES = {
 }
 _MODULES = (
     "groups", "symmetry", "models", "kernels", "geometry", "curvature", "optim", "preconditioner", "sharpness",
-    "hessian", "data", "study", "loading", "batches", "demo", "plots", "report", "merge",
+    "hessian", "flatness", "data", "study", "loading", "batches", "demo", "plots", "report", "merge",
 )
 
 if TYPE_CHECKING:

@@ -21,6 +21,7 @@ LAYERS = [
     "symgeo.errors", "symgeo.kernels", "symgeo.functional", "symgeo.progress", "symgeo.parallel", "symgeo.report",
     "symgeo.groups", "symgeo.symmetry", "symgeo.models", "symgeo.pairs", "symgeo.chart", "symgeo.geometry",
     "symgeo.curvature", "symgeo.optim", "symgeo.preconditioner", "symgeo.merge", "symgeo.sharpness", "symgeo.hessian",
+    "symgeo.flatness",
     "symgeo.data", "symgeo.study", "symgeo.demo.training",
     "symgeo.demo.checkpoints", "symgeo.demo.runner", "symgeo.loading",
     "symgeo.batches", "symgeo.evaluation", "symgeo.installation", "symgeo.demo.orbit", "symgeo.plots", "symgeo.demo",

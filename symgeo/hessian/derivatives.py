@@ -1,0 +1,229 @@
+"""Second derivatives of functions of one flat vector, in every way that torch can take them.
+
+Forward over reverse is tried first.  ``grad`` of ``jvp`` and ``jvp`` of ``jvp`` are never used: through ``layer_norm``
+they are silently wrong in torch 2.13, while ``jvp`` of ``grad`` and ``vjp`` of ``grad`` are right.
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+from torch.func import grad, jvp, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from symgeo.errors import is_out_of_memory
+
+Scalar = Callable[[Tensor], Tensor]
+Linear = Callable[[Tensor], Tensor]
+
+_OPERATION = (
+    r"aten::(\w+)", r"forward AD with (\w+)", r"derivative for '?(\w+)'? is not implemented",
+)
+
+
+@contextmanager
+def differentiable() -> Iterator[None]:
+    """Inside, attention runs in its plain kernel: the fused ones have no second derivative."""
+    with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+def forward_over_reverse(f: Scalar, x: Tensor, v: Tensor) -> Tensor:
+    """``H v`` as the directional derivative of the gradient."""
+    return jvp(grad(f), (x,), (v,))[1]
+
+
+def reverse_over_reverse(f: Scalar, x: Tensor, v: Tensor) -> Tensor:
+    """``H v`` as the gradient of ``<grad f, v>``, for what forward mode cannot pass."""
+    return vjp(grad(f), x)[1](v)[0]
+
+
+def forward(f: Linear, x: Tensor, v: Tensor) -> Tensor:
+    """``J v`` in forward mode."""
+    return jvp(f, (x,), (v,))[1]
+
+
+def transposed_twice(f: Linear, x: Tensor, v: Tensor) -> Tensor:
+    """``J v`` as the transpose of the linear map ``w -> J^T w``, for what forward mode cannot pass."""
+    out, pull, *_ = vjp(f, x)
+    return vjp(lambda w: pull(w)[0], torch.zeros_like(out))[1](v)[0]
+
+
+SECOND = (forward_over_reverse, reverse_over_reverse)
+FIRST = (forward, transposed_twice)
+
+
+class Columns:
+    """Applies one linear map ``v -> way(v)`` to every column, by the first of several equal ways that works.
+
+    Columns are differentiated together (``vmap``); a function that cannot be (random numbers from a fixed
+    generator, in-place updates) is differentiated one column after the other.  What worked is remembered.
+
+    Raises ``ValueError`` naming the operation when no way works.
+    """
+
+    def __init__(self, ways: Sequence[Linear]):
+        self.ways = list(ways)
+        self.plans = [(way, together) for together in (True, False) for way in self.ways]
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """``(d, k) -> (..., k)``."""
+        failures: list[Exception] = []
+        with differentiable():
+            while self.plans:
+                try:
+                    return self._apply(v, *self.plans[0]).detach()
+                except RuntimeError as error:
+                    if is_out_of_memory(error):
+                        raise
+                    failures.append(error)
+                    self.plans.pop(0)
+        self.plans = [(way, False) for way in self.ways]
+        raise _explained(failures) from failures[0]
+
+    def reject(self) -> bool:
+        """Strikes the way in use; False if no other is left."""
+        self.plans = [plan for plan in self.plans if plan[0] is not self.plans[0][0]]
+        return bool(self.plans)
+
+    @staticmethod
+    def _apply(v: Tensor, way: Linear, together: bool) -> Tensor:
+        if together and v.shape[1] > 1:
+            return vmap(way, in_dims=1, out_dims=-1)(v)
+        return torch.stack([way(column).detach() for column in v.unbind(1)], dim=-1)
+
+
+def _explained(failures: Sequence[Exception]) -> Exception:
+    """The error that names the operation without a second derivative; the original one if it is about another thing."""
+    for failure in failures:
+        found = next((match[1] for pattern in _OPERATION if (match := re.search(pattern, str(failure)))), None)
+        name = found or _custom_function(failure)
+        if name:
+            return ValueError(
+                f"the model cannot be differentiated twice: {name} has no second derivative in torch "
+                f"{torch.__version__}; use a plain implementation of it (in transformers: "
+                "attn_implementation='eager', experts_implementation='eager')"
+            )
+    return failures[0]
+
+
+def _custom_function(failure: Exception) -> str | None:
+    """The ``torch.autograd.Function`` in whose ``apply`` an error arose, if it did in one."""
+    for frame, _ in traceback.walk_tb(failure.__traceback__):
+        owner = frame.f_locals.get("cls")
+        if isinstance(owner, type) and issubclass(owner, torch.autograd.Function):
+            return owner.__name__
+    return None
+
+
+class SecondDerivative:
+    """The mean Hessian of several functions of one flat vector, at ``x (d,)``, as a product with columns."""
+
+    def __init__(self, functions: Sequence[Scalar], x: Tensor):
+        self.functions, self.x = list(functions), x
+        self.maps = [second_ways(f, x) for f in self.functions]
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """``H V (d, k)`` for ``V (d, k)``."""
+        return mean_of(self.maps, v)
+
+    def gradient(self) -> Tensor:
+        """The mean gradient ``(d,)``."""
+        total = torch.zeros_like(self.x)
+        for f in self.functions:
+            total += gradient(f, self.x)
+        return total / len(self.functions)
+
+    def verified(self) -> float:
+        """The size of the gradient, after checks: two gradients agree, and products are finite and symmetric.
+
+        ``nn.Embedding`` with a ``padding_idx`` masks that row's gradient but not its forward derivative: where forward
+        over reverse is symmetric up to such rows, reverse over reverse, which masks both, is used from then on.
+        ``ValueError`` for any other asymmetry.
+        """
+        scale = check_repeatable("gradients", lambda: gradient(self.functions[0], self.x))
+        v = probes(self.x)
+        for columns in self.maps:
+            image = columns(v)
+            gap = asymmetry(v, image, scale)
+            while gap:
+                seen = v * (image != 0).any(dim=1, keepdim=True)  # masked rows are zero, whatever v is
+                gap = asymmetry(seen, columns(seen), scale)
+                if gap or not columns.reject():
+                    raise not_symmetric("Hessian", gap)
+                image = columns(v)
+                gap = asymmetry(v, image, scale)
+        return scale
+
+
+def gradient(f: Scalar, x: Tensor) -> Tensor:
+    """The gradient of ``f`` at ``x``."""
+    x = x.detach().requires_grad_()
+    with differentiable():
+        return torch.autograd.grad(f(x), x, materialize_grads=True)[0]
+
+
+def mean_of(maps: Sequence[Linear], v: Tensor) -> Tensor:
+    """``mean_b maps[b](v)``: batches are weighed equally, as the loss is their mean."""
+    total = maps[0](v)
+    for other in maps[1:]:
+        total = total + other(v)
+    return total / len(maps)
+
+
+def check_repeatable(what: str, compute: Callable[[], Tensor]) -> float:
+    """The largest entry; ``ValueError`` when two evaluations differ by more than rounding: dropout, most often."""
+    first, second = compute(), compute()
+    if not bool(torch.isfinite(first).all()):
+        raise ValueError(f"the {what} at the parameters are not finite; check the data and the weights")
+    scale = float(first.abs().max()) if first.numel() else 0.0
+    gap = float((first - second).abs().max()) if first.numel() else 0.0
+    tolerance = 1e-8 if torch.finfo(first.dtype).eps < 1e-10 else 1e-3
+    if gap > tolerance * scale:
+        raise ValueError(
+            f"the loss is not deterministic: two {what} of the same batch differ by {gap / scale:.1e} of their size; "
+            "call model.eval() to switch dropout off"
+        )
+    return scale
+
+
+def probes(like: Tensor) -> Tensor:
+    """Two fixed random columns of the length, dtype and device of a vector."""
+    v = torch.randn(like.shape[0], 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return v.to(like)
+
+
+def asymmetry(v: Tensor, image: Tensor, scale: float) -> float:
+    """``|v_0 S v_1 - v_1 S v_0|`` relative to the lengths of ``v`` and ``image = S v``; 0 where it is rounding.
+
+    scale : the size of the gradient, against which entries of S count as rounding.  ``ValueError`` if not finite.
+    """
+    if not bool(torch.isfinite(image).all()):
+        raise ValueError("the curvature has products that are not finite; check the data and the weights")
+    gap = float((v[:, 0] @ image[:, 1] - v[:, 1] @ image[:, 0]).abs())
+    length, size = float(v.norm(dim=0).amax()), float(image.norm(dim=0).amax())
+    precision = torch.finfo(v.dtype).eps
+    bound = (1e-6 if precision < 1e-10 else 1e-2) * size + precision**0.5 * scale * length
+    return gap / (size * length) if gap > bound * length else 0.0
+
+
+def not_symmetric(name: str, gap: float) -> ValueError:
+    """The error for a curvature that is no symmetric matrix."""
+    return ValueError(
+        f"the {name} is not symmetric (by {gap:.1e}): the loss or metric is random, or a derivative in it is wrong; "
+        "call model.eval(), and use no forward-mode derivatives inside the loss"
+    )
+
+
+def second_ways(f: Scalar, x: Tensor) -> Columns:
+    """``V -> H V`` for the Hessian of one function."""
+    return Columns([_bound(way, f, x) for way in SECOND])
+
+
+def _bound(way: Callable[[Scalar, Tensor, Tensor], Tensor], f: Scalar, x: Tensor) -> Linear:
+    return lambda v: way(f, x, v)

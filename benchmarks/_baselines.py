@@ -53,15 +53,15 @@ class GraftedShampoo(_MatrixOptimizer):
 
     p = 1/4 is Shampoo's own exponent, p = 1/2 that of a Kronecker-factored covariance (arXiv 2406.17748); its trace
     scaling is left out, for the graft fixes the length.  Roots are renewed every ``every`` steps, from the first on,
-    with ``damping`` times the largest eigenvalue added.
+    with ``damping`` times the largest eigenvalue added.  With ``nesterov`` b1 M + (1 - b1) G takes the place of M in U.
     """
 
     def __init__(
         self, params: Iterable[Tensor], lr: float, betas: tuple[float, float] = (0.9, 0.99), exponent: float = 0.5,
-        damping: float = 1e-6, eps: float = 1e-8, every: int = 10, weight_decay: float = 0.0,
+        damping: float = 1e-6, eps: float = 1e-8, every: int = 10, weight_decay: float = 0.0, nesterov: bool = False,
     ) -> None:
         super().__init__(params, lr=lr, betas=betas, exponent=exponent, damping=damping, eps=eps, every=every,
-                         weight_decay=weight_decay)
+                         weight_decay=weight_decay, nesterov=nesterov)
 
     def direction(self, g: Tensor, state: State, group: dict[str, Any]) -> Tensor:
         """U of the class."""
@@ -79,6 +79,8 @@ class GraftedShampoo(_MatrixOptimizer):
             for side in ("left", "right"):
                 state[f"{side}_root"] = inverse_root(state[side] / second, group["exponent"], group["damping"])
         mean = state["mean"] / first
+        if group["nesterov"]:
+            mean = state["mean"].lerp(g, 1 - b1) / (1 - b1 ** (state["step"] + 1))
         update = state["left_root"] @ mean @ state["right_root"]
         adam = mean / ((state["square"] / second).sqrt() + group["eps"])
         return update * (adam.norm() / update.norm().clamp_min(torch.finfo(g.dtype).tiny))

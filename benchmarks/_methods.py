@@ -6,6 +6,8 @@ these; parameters that the optimizer does not hold are stepped by the AdamW that
 
 from __future__ import annotations
 
+from importlib.util import find_spec
+
 import torch
 from _baselines import SOAP, GraftedShampoo, KLShampoo
 from _protocol import Method
@@ -22,9 +24,17 @@ def adamw(model: TinyLM, matrices: Matrices, lr: float) -> torch.optim.Optimizer
     return torch.optim.AdamW(matrices.values(), lr=lr, betas=(0.9, 0.99), weight_decay=0.0, fused=True)
 
 
-def adamw_loop(model: TinyLM, matrices: Matrices, lr: float) -> torch.optim.Optimizer:
-    """AdamW of torch, the implementation it chooses on a CPU."""
-    return torch.optim.AdamW(matrices.values(), lr=lr, betas=(0.9, 0.99), weight_decay=0.0)
+def adamw_default(model: TinyLM, matrices: Matrices, lr: float) -> torch.optim.Optimizer:
+    """AdamW of torch for the whole model, in the implementation that it chooses on a CPU: a loop over parameters."""
+    return torch.optim.AdamW(model.parameters(), lr=lr, betas=(0.9, 0.99), weight_decay=0.0)
+
+
+def heavyball_soap(model: TinyLM, matrices: Matrices, lr: float) -> torch.optim.Optimizer:
+    """SOAP of HeavyBall, not compiled, renewed every 10 steps."""
+    import heavyball
+
+    heavyball.utils.compile_mode = None
+    return heavyball.SOAP(list(matrices.values()), lr=lr, precondition_frequency=10)
 
 
 def muon(model: TinyLM, matrices: Matrices, lr: float) -> torch.optim.Optimizer:
@@ -35,6 +45,11 @@ def muon(model: TinyLM, matrices: Matrices, lr: float) -> torch.optim.Optimizer:
 def shampoo_half(model: TinyLM, matrices: Matrices, lr: float) -> torch.optim.Optimizer:
     """Shampoo with exponent 1/2 on each side."""
     return GraftedShampoo(matrices.values(), lr=lr)
+
+
+def shampoo_tuned(model: TinyLM, matrices: Matrices, lr: float) -> torch.optim.Optimizer:
+    """The same with the settings of `symo_shampoo`."""
+    return GraftedShampoo(matrices.values(), lr=lr, betas=(0.9, 0.95), every=5, nesterov=True)
 
 
 def shampoo_quarter(model: TinyLM, matrices: Matrices, lr: float) -> torch.optim.Optimizer:
@@ -71,6 +86,32 @@ def symo_shampoo(model: TinyLM, matrices: Matrices, lr: float) -> torch.optim.Op
                 graft="adam")
 
 
+def symo_soap(model: TinyLM, matrices: Matrices, lr: float) -> torch.optim.Optimizer:
+    """SymO, the pair of both sides with corrected eigenvalues: SOAP."""
+    return _corrected(model, matrices, lr, "frobenius")
+
+
+def symo_kl_soap(model: TinyLM, matrices: Matrices, lr: float) -> torch.optim.Optimizer:
+    """SymO, the pair fitted in the Kullback-Leibler divergence with corrected eigenvalues: KL-SOAP."""
+    return _corrected(model, matrices, lr, "kl")
+
+
+def _corrected(model: TinyLM, matrices: Matrices, lr: float, divergence: str) -> SymO:
+    pair = presets.shampoo(model, exclude=["position"])
+    return SymO(matrices.items(), pair, lr, betas=(0.95, 0.95), damping=1e-10, update_every=10, divergence=divergence,
+                corrected=True)
+
+
+def one_sided_plain(model: TinyLM, matrices: Matrices, lr: float) -> torch.optim.Optimizer:
+    """SymO, one side with memory, without graft."""
+    return SymO(matrices.items(), presets.muon(model, exclude=["position"]), lr, damping=1e-6, update_every=10)
+
+
+def shampoo_every_10(model: TinyLM, matrices: Matrices, lr: float) -> torch.optim.Optimizer:
+    """SymO, the pair of both sides, renewed as rarely as the peers, without graft."""
+    return SymO(matrices.items(), presets.shampoo(model, exclude=["position"]), lr, damping=1e-6, update_every=10)
+
+
 def rates(centre: float) -> tuple[float, ...]:
     """Five learning rates around the middle one, a factor of 2 apart.
 
@@ -87,6 +128,8 @@ METHODS: dict[str, Method] = {
     "muon": Method(muon, rates(1e-2), "torch.optim.Muon, momentum 0.95, nesterov"),
     "shampoo_half": Method(
         shampoo_half, rates(4e-3), "exponent 1/2 each side, Adam graft, betas 0.9, 0.99, eigh every 10"),
+    "shampoo_tuned": Method(
+        shampoo_tuned, rates(6e-3), "exponent 1/2 each side, Adam graft, betas 0.9, 0.95, nesterov, eigh every 5"),
     "shampoo_quarter": Method(
         shampoo_quarter, rates(4e-3), "exponent 1/4 each side, Adam graft, betas 0.9, 0.99, eigh every 10"),
     "soap": Method(soap, rates(4e-3), "betas 0.95, 0.95, qr every 10"),
@@ -97,7 +140,19 @@ METHODS: dict[str, Method] = {
     "symo_shampoo": Method(
         symo_shampoo, rates(6e-3), "preset shampoo, betas 0.9, 0.95, damping 1e-6, power 1, Adam graft, nesterov, eigh"
         " every 5"),
+    "symo_soap": Method(
+        symo_soap, rates(4e-3), "preset shampoo, corrected, betas 0.95, 0.95, damping 1e-10, eigh every 10"),
+    "symo_kl_soap": Method(
+        symo_kl_soap, rates(4e-3), "preset shampoo, corrected, divergence kl, betas 0.95, 0.95, damping 1e-10, eigh"
+        " every 10"),
 }
 
-# what is only timed: the same trajectory as a method above, at another cost
-TIMED: dict[str, Method] = {"adamw_loop": Method(adamw_loop, rates(1e-3), "torch.optim.AdamW, betas 0.9, 0.99")}
+# what is only timed: AdamW as most people run it, presets without graft, and a peer where it is installed
+# (``pip install heavyball``)
+TIMED: dict[str, Method] = {
+    "adamw_default": Method(adamw_default, rates(1e-3), "torch.optim.AdamW, betas 0.9, 0.99, whole model"),
+    "symo_one_sided, no graft": Method(one_sided_plain, rates(1e-4), "preset muon, eigh every 10"),
+    "symo_shampoo, no graft": Method(shampoo_every_10, rates(1e-4), "preset shampoo, eigh every 10"),
+}
+if find_spec("heavyball"):
+    TIMED["heavyball_soap"] = Method(heavyball_soap, rates(3e-3), "heavyball.SOAP, not compiled, qr every 10")

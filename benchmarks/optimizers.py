@@ -92,6 +92,9 @@ def measure(records: Records, setting: Setting, text: Text, windows: int) -> dic
         "threads": 1,
         "windows": windows,
         "step / step of AdamW": {name: round(ratio(steps[name], steps[base]), 3) for name in methods},
+        "step / step of default AdamW": {
+            name: round(ratio(steps[name], steps["adamw_default"]), 3) for name in methods
+        },
         "forward and backward / step of AdamW": round(ratio(passes[base], steps[base]), 3),
     }
 

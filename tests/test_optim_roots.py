@@ -10,6 +10,7 @@ from symgeo import Symmetry
 from symgeo.curvature import DenseBlock
 from symgeo.groups import Cyclic, Orthogonal, Permutation
 from symgeo.optim import SymO, presets
+from symgeo.optim.packed import unpack
 from symgeo.optim.roots import group_update, inverse_power, matmul_powers
 
 Params = dict[str, Tensor]
@@ -161,7 +162,7 @@ def test_kl_statistics_have_the_joint_fixed_point(divergence: str, bound: float 
         net["w"].grad = gradients[t % 6].clone()
         optimizer.step()
     state = optimizer.state[net["w"]]
-    a, b = state["gradient 0 n[w]:V"][0], state["gradient 1 m[w]:V"][0]
+    a, b = unpack(state["gradient 0 n[w]:V"][0], 3), unpack(state["gradient 1 m[w]:V"][0], 5)
     left = sum((g @ torch.linalg.solve(b, g.T) for g in gradients), torch.zeros(m, m).double()) / 6 / n
     right = sum((g.T @ torch.linalg.solve(a, g) for g in gradients), torch.zeros(n, n).double()) / 6 / m
     gaps = [error(x / x.trace(), y / y.trace()) for x, y in ((a, left), (b, right))]
@@ -176,7 +177,7 @@ def test_the_free_scale_of_kl_does_not_drift() -> None:
         net["w"].grad = draw(3, 5, seed=1)
         optimizer.step()
     state = optimizer.state[net["w"]]
-    a, b = state["gradient 0 n[w]:V"][0], state["gradient 1 m[w]:V"][0]
+    a, b = unpack(state["gradient 0 n[w]:V"][0], 3), unpack(state["gradient 1 m[w]:V"][0], 5)
     assert abs(a.trace() / 3 / (b.trace() / 5) - 1) < 1e-8
     assert 1e-3 < float(a.trace()) < 1e3
 

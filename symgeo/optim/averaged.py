@@ -38,8 +38,11 @@ class Averaged:
 
     def __init__(self, space: Space, options: Options) -> None:
         self.space, self._options = space, options
-        self.averages = {what: space.stacks(what) for what in AVERAGED[options.estimator]}
-        self.stored = space.stacks("root")
+        self.averages = {
+            what: space.stacks(what) if what == "mixed" else [stack.hermitian() for stack in space.stacks(what)]
+            for what in AVERAGED[options.estimator]
+        }
+        self.stored = [stack.hermitian() for stack in space.stacks("root")]
         self._roots: list[Tensor] = []
         self._method = options.method(space.decomposition.device)
         self._keeps = options.update_every > 1 or (options.divergence == "kl" and options.sides == 2)
@@ -55,7 +58,7 @@ class Averaged:
                 if self._skipped(i, what) or self._forgets(i):
                     continue
                 x, y = _pair(what, i, xs, ws)
-                average_(stack.read(state), bucket, x, y, self.space.decay(i), self.space.diagonal[i])
+                average_(stack.stored(state), bucket, x, y, self.space.decay(i), self.space.diagonal[i])
                 stack.count(state)
 
     def refresh(self, state: State, xs: Coordinates, ws: Coordinates | None) -> None:

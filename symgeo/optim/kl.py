@@ -61,7 +61,7 @@ def _share_scale(first: Averaged, second: Averaged, state: State) -> None:
 
 
 def _scale(stack: Stack, state: State, factors: Tensor) -> None:
-    t = stack.read(state)
+    t = stack.stored(state)
     t.mul_(factors.reshape(-1, *(1 for _ in t.shape[1:])).to(t.dtype))
 
 

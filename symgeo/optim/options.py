@@ -33,6 +33,7 @@ class Options:
     graft: str | None
     divergence: str
     roots: str
+    corrected: bool = False
 
     def __post_init__(self) -> None:
         _one_of("estimator", self.estimator, ESTIMATORS)
@@ -46,14 +47,17 @@ class Options:
             raise ValueError(f"update_every must be a whole number >= 1; got {self.update_every!r}")
         if not (isfinite(self.power) and self.power > 0):
             raise ValueError(f"power must be finite and > 0; got {self.power}")
-        problems = (self._pair_problem, self._estimator_problem, self._roots_problem, self._compact_problem)
+        problems = (
+            self._pair_problem, self._estimator_problem, self._roots_problem, self._compact_problem,
+            self._corrected_problem,
+        )
         for problem in filter(None, (found() for found in problems)):
             raise ValueError(problem)
 
     def method(self, device: torch.device) -> str:
         """How inverse powers are computed: "eigh" or "newton" (where batched eigh is a loop over the matrices)."""
         if self.roots == "auto":
-            able = self.estimator == "gradient" and -self.side_power in NEWTON_POWERS
+            able = self.estimator == "gradient" and -self.side_power in NEWTON_POWERS and not self.corrected
             return "newton" if able and device.type != "cpu" else "eigh"
         return self.roots
 
@@ -69,7 +73,7 @@ class Options:
             return f"estimator={self.estimator!r} needs one symmetry; the mean of a pair is known for 'gradient' only"
         if self.roots == "group":
             return "roots='group' needs one symmetry: its step is the whole inverse, which a pair would take twice"
-        if self.divergence == "kl" and self.power != 1:
+        if self.divergence == "kl" and self.power != 1 and not self.corrected:
             return ("divergence='kl' with a pair fits the covariance itself, and needs power=1 (each side to the power"
                     f" -1/2); got power={self.power}")
         return ""
@@ -96,6 +100,17 @@ class Options:
             return "compact=True needs one symmetry: the two of a pair would have two gauges"
         if self.compact and self.graft == "adam":
             return "graft='adam' depends on the gauge; with compact=True use graft='sgd' or None"
+        return ""
+
+    def _corrected_problem(self) -> str:
+        if not self.corrected:
+            return ""
+        if self.estimator != "gradient":
+            return f"corrected=True averages squared gradients and needs estimator='gradient'; got {self.estimator!r}"
+        if self.roots in ("newton", "group"):
+            return f"corrected=True needs eigenvectors, which roots={self.roots!r} does not find; use roots='eigh'"
+        if self.graft is not None:
+            return f"corrected=True has the length of Adam's step in its basis by itself; got graft={self.graft!r}"
         return ""
 
 

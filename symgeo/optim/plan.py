@@ -14,6 +14,8 @@ from torch import Tensor
 from symgeo.curvature import Decomposition
 from symgeo.errors import SymmetryError
 from symgeo.optim.averaged import Averaged
+from symgeo.optim.corrected import Corrected
+from symgeo.optim.eigenbasis import Eigenbasis
 from symgeo.optim.options import Options
 from symgeo.optim.rootfree import RootFree
 from symgeo.optim.space import Space
@@ -29,7 +31,8 @@ class Plan:
     Attributes
     ----------
     members: the parameters that the symmetry names and does not freeze; split: for each group its members and the
-        rest, both with names; sides: the statistics of each symmetry; symmetries: without shifts and flows
+        rest, both with names; sides: the statistics of each symmetry; symmetries: without shifts and flows; corrected:
+        the steps of these sides with corrected eigenvalues, or None
 
     Raises SymmetryError for a symmetry that does not fit, has no average, or does not commute with the other one.
     """
@@ -49,6 +52,7 @@ class Plan:
             self.split.append((here, [(name, p) for name, p in pairs if name not in named]))
             self._groups |= {name: group for name, _ in here}
         self.sides = self._sides(options, actions)
+        self.corrected = Corrected(self.sides, self.members, self._decay, options) if options.corrected else None
         self._params = params
 
     @cached_property
@@ -89,7 +93,8 @@ class Plan:
         for number, split in enumerate(splits):
             which = number if len(splits) == 2 else None
             space = Space(which, split, self.members, options.trivial, self._decay, precise)
-            result.append(RootFree(space, options) if options.roots == "group" else Averaged(space, options))
+            make = RootFree if options.roots == "group" else Eigenbasis if options.corrected else Averaged
+            result.append(make(space, options))
         return result
 
     def _decay(self, name: str) -> float:

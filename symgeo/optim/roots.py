@@ -13,6 +13,7 @@ from symgeo.curvature import Bucket, DenseBlock
 from symgeo.curvature.spectrum import Spectrum, damped_power, threshold
 from symgeo.curvature.structured import Block
 from symgeo.kernels.batched import largest_eigenvalue, polar, power
+from symgeo.optim.packed import hermitian_product, unpack
 
 #: up to this size eigenvalues are computed in double precision whatever that of the matrix
 _SMALL = 64
@@ -37,7 +38,7 @@ def inverse_power(blocks: Sequence[Block], exponent: float, damping: float, eps:
     if not spectra:
         return []
     rule = damped_power(-exponent, damping, torch.stack([widen(s.largest) for s in spectra]).max())
-    return [block.rebuilt(s, *s.map(rule)) for block, s in zip(blocks, spectra)]
+    return [_rebuilt(block, s, *s.map(rule)) for block, s in zip(blocks, spectra)]
 
 
 def _spectrum(block: Block) -> Spectrum:
@@ -46,6 +47,14 @@ def _spectrum(block: Block) -> Spectrum:
     values, vectors = eigh(block.matrix)
     limit = threshold(values.abs().amax(-1), block.copies)
     return Spectrum(values, vectors, 0, torch.zeros_like(limit), limit)
+
+
+def _rebuilt(block: Block, spectrum: Spectrum, values: Tensor, rest: Tensor) -> Block:
+    """``block.rebuilt`` from half of the product where all eigenvectors of a matrix are there."""
+    vectors = spectrum.vectors
+    if vectors is None or spectrum.count:
+        return block.rebuilt(spectrum, values, rest)
+    return DenseBlock(unpack(hermitian_product(vectors * values.unsqueeze(-2), vectors), block.copies))
 
 
 def _cut(block: Block, spectrum: Spectrum, eps: float) -> Spectrum:

@@ -10,6 +10,7 @@ from torch import Tensor
 from manifolds.linalg import widen
 from symgeo.curvature import Bucket, DenseBlock, StructuredBlock
 from symgeo.curvature.structured import DENSE_LIMIT, Block
+from symgeo.optim.packed import hermitian_product
 
 #: a number for everything, or a tensor that broadcasts against the second moments
 Factor = float | Tensor
@@ -44,16 +45,13 @@ def second_moment(bucket: Bucket, x: Tensor, y: Tensor | None, diagonal: bool) -
 
 
 def average_(t: Tensor, bucket: Bucket, x: Tensor, y: Tensor | None, decay: Factor, diagonal: bool) -> None:
-    """T <- decay T + (1 - decay) X Y^H / d, in place."""
-    if isinstance(decay, float) and not diagonal:
-        left, right = x.flatten(0, 1), (x if y is None else y).flatten(0, 1)
-        t.flatten(0, 1).baddbmm_(left, right.mH, beta=decay, alpha=(1 - decay) / bucket.dimension)
+    """T <- decay T + (1 - decay) X Y^H / d, in place; of matrices with Y = X only upper triangles, which t packs."""
+    weight: Factor = 1 - decay if isinstance(decay, float) else (1 - decay).to(t.dtype)
+    if y is not None or diagonal:
+        t.lerp_(second_moment(bucket, x, y, diagonal).to(t.dtype), weight)
         return
-    t.lerp_(second_moment(bucket, x, y, diagonal).to(t.dtype), _weight(t, decay))
-
-
-def _weight(t: Tensor, decay: Factor) -> Factor:
-    return 1 - decay if isinstance(decay, float) else (1 - decay).to(t.dtype)
+    moment = hermitian_product(x, x).div_(bucket.dimension)
+    t.lerp_(moment, weight if isinstance(weight, float) else weight.squeeze(-1))
 
 
 def debiased(t: Tensor, decay: Factor, steps: Factor) -> Tensor:

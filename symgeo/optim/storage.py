@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from symgeo.curvature import Bucket
+from symgeo.optim.packed import pack, unpack
 
 State = Mapping[Tensor, dict[str, Any]]
 
@@ -19,7 +20,8 @@ class Stack:
     The slice of each kind is the entry ``key`` in the state of the first parameter that carries it, and the number
     of steps that it has seen the entry ``key + " steps"``: state dictionaries, copies and checkpoints hold ordinary
     tensors under the parameters.  The slices are views of one tensor, which is put together again after a state has
-    been loaded or copied.  Complex entries are stored as pairs of real numbers.
+    been loaded or copied.  Complex entries are stored as pairs of real numbers, Hermitian matrices, where `hermitian`
+    was called, as their upper triangles.
 
     Parameters
     ----------
@@ -33,14 +35,26 @@ class Stack:
     ) -> None:
         self.keys = [f"{what} {kind_name(kind)}" for kind in bucket.kinds]
         self.owners = list(owners)
-        self._complex = complex
-        self._shape = (*shape, 2) if complex else shape
+        self._complex, self._shape = complex, shape
+        self._size: int | None = None  # of matrices that are packed
         self._dtype = dtype
         self._tensor: Tensor | None = None
         self._views: list[Tensor] = []
 
+    def hermitian(self) -> Stack:
+        """The same, before its first use, for Hermitian matrices (B, M, M): M (M + 1) / 2 numbers for each."""
+        if len(self._shape) == 3:
+            batch, self._size, _ = self._shape
+            self._shape = (batch, self._size * (self._size + 1) // 2)
+        return self
+
     def read(self, state: State) -> Tensor:
-        """The tensor (K, ...); zeros for kinds that are new, whose steps are 0."""
+        """The tensor (K, ...); zeros for kinds that are new, whose steps are 0.  A copy where it is packed."""
+        stored = self.stored(state)
+        return stored if self._size is None else unpack(stored, self._size)
+
+    def stored(self, state: State) -> Tensor:
+        """What is in the state, to be changed in place: the tensor (K, ...), or upper triangles where it is packed."""
         found = [state[p].get(key) for p, key in zip(self.owners, self.keys)]
         if self._tensor is None or any(a is not b for a, b in zip(found, self._views)):
             self._link(state, found)
@@ -49,7 +63,7 @@ class Stack:
 
     def write(self, state: State, values: Tensor) -> None:
         """Replace all entries."""
-        self.read(state).copy_(values)
+        self.stored(state).copy_(values if self._size is None else pack(values))
 
     def steps(self, state: State) -> list[int]:
         """How many steps each kind has seen."""
@@ -61,7 +75,8 @@ class Stack:
             state[p][f"{key} steps"] = steps + 1
 
     def _link(self, state: State, found: list[Tensor | None]) -> None:
-        self._tensor = torch.zeros(len(found), *self._shape, dtype=self._dtype, device=self.owners[0].device)
+        shape = (*self._shape, 2) if self._complex else self._shape
+        self._tensor = torch.zeros(len(found), *shape, dtype=self._dtype, device=self.owners[0].device)
         self._views = list(self._tensor.unbind())
         for p, key, view, old in zip(self.owners, self.keys, self._views, found):
             if old is not None and old.shape == view.shape:

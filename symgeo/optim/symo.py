@@ -37,7 +37,7 @@ class SymO(torch.optim.Optimizer):
     The choice of the group is the choice of the method (see `symgeo.optim.presets`): ``Orthogonal`` on one axis of
     a matrix gives Muon (b2 = 0) or one-sided Shampoo, ``SignFlip`` on all axes Adam with momentum inside its second
     moment, and a pair of one-sided symmetries Shampoo, whose step is the geometric mean
-    ``S_1^(-power / 2) S_2^(-power / 2) mh``.
+    ``S_1^(-power / 2) S_2^(-power / 2) mh``.  ``corrected=True`` turns Shampoo into SOAP.
 
     Parameters
     ----------
@@ -61,6 +61,9 @@ class SymO(torch.optim.Optimizer):
     divergence: how the two of a pair are fitted: "frobenius" each alone, "kl" each whitened by the other (power=1)
     roots: "eigh", "newton" (matrix products only, without waiting for the device), "auto" (newton on accelerators),
         or "group" (no roots and no inverses; power=1): see `symgeo.optim.roots`
+    corrected: keep only the eigenvectors of the statistics (renewed every update_every steps, of g itself), and take
+        the eigenvalues from averages of g^2 in their basis: SOAP for a pair, KL-SOAP with divergence="kl", Adam for
+        SignFlip on all axes; the first step only finds the basis.  See `symgeo.optim.corrected`; without graft
 
     A gradient of None counts as zero in the statistics, and its parameter stays where it is.  State is kept under the
     parameters: ``exp_avg``, ``step``, ``exp_avg_sq`` (AdamW and graft="adam") of their shape, at least in single
@@ -97,11 +100,12 @@ class SymO(torch.optim.Optimizer):
         graft: str | None = None,
         divergence: str = "frobenius",
         roots: str = "auto",
+        corrected: bool = False,
     ) -> None:
         self._symmetries = _symmetries(symmetry)
         self._options = Options(
             len(self._symmetries), damping, estimator, update_every, trivial, nesterov, compact, power, graft,
-            divergence, roots,
+            divergence, roots, corrected,
         )
         self._plan: Plan | None = None
         self._complete = False
@@ -187,7 +191,10 @@ class SymO(torch.optim.Optimizer):
         weights = None
         if self._options.estimator != "gradient":
             weights = gauge.params if gauge else plan.members
-        found = whitened_step(plan.sides, self.state, gradient, weights, due, self._options.divergence)
+        if plan.corrected:
+            found = plan.corrected.step(self.state, gradient, self._gradients(plan, gauge), due)
+        else:
+            found = whitened_step(plan.sides, self.state, gradient, weights, due, self._options.divergence)
         step = {name: found[name] for name in plan.members}
         if self._options.graft is not None:
             lengths = adam_steps(list(means.values()), squares) if self._options.graft == "adam" else [
@@ -199,6 +206,12 @@ class SymO(torch.optim.Optimizer):
             moving = [(name, p) for name, p in named if p.grad is not None]
             if moving:
                 descend_([p for _, p in moving], [step[name] for name, _ in moving], group["lr"], group["weight_decay"])
+
+    def _gradients(self, plan: Plan, gauge: Gauge | None) -> Mapping[str, Tensor]:
+        """The gradients themselves, in the gauge of the statistics."""
+        found = {name: full_precision(p) if p.grad is None else p.grad.to(self.state[p]["exp_avg"].dtype)
+                 for name, p in plan.members.items()}
+        return gauge.gradients(found) if gauge else found
 
     def _due(self, plan: Plan) -> bool:
         """Whether this step recomputes the powers."""

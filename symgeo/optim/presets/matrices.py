@@ -49,6 +49,10 @@ def shampoo(model: nn.Module, exclude: Exclude = ()) -> tuple[Symmetry, Symmetry
     Good choices on a small language model (benchmarks/optimizers.py): ``betas=(0.9, 0.95), nesterov=True, power=1.0,
     graft="adam", damping=1e-6, update_every=5`` and a learning rate near 6e-3.
 
+    With ``corrected=True`` this pair is SOAP, and with ``divergence="kl"`` in addition KL-SOAP: Adam in the basis of
+    the eigenvectors of L and R; see `symgeo.optim.corrected`.  There ``betas=(0.95, 0.95), damping=1e-10,
+    update_every=10`` and a learning rate near 4e-3.
+
     >>> [symmetry.tensors for symmetry in shampoo(nn.Linear(5, 3))]
     [{'weight': '_ n[weight]'}, {'weight': 'm[weight] _'}]
     """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from symgeo.demo.orbit import Orbit
+    from symgeo.flatness import Flatness
     from symgeo.merge.barrier import Barrier
     from symgeo.sharpness import SharpnessResult
     from symgeo.study import Correlation, Study
@@ -194,6 +196,32 @@ def plot_barrier(curves: Mapping[str, Barrier], path: str | Path) -> None:
         axes.plot((0, 1), (curve.losses[0], curve.losses[-1]), color=colour, linestyle=":", linewidth=0.8)
     axes.set(title="loss between two models", xlabel="position t on the path", ylabel="loss", xlim=(0, 1))
     axes.legend(fontsize=8)
+    _save(figure, path)
+
+
+def plot_spectrum(flatness: Flatness, path: str | Path) -> None:
+    """The density of eigenvalues at every point of the orbit: Euclidean left, invariant right, top ones as ticks.
+
+    Raises ``ValueError`` where densities were not kept, and for a file that is neither .png nor .pdf.
+    """
+    figure, panels = _figure(2, 1, height=3.6)
+    for axes, kind in zip(panels, ("euclidean", "invariant")):
+        peak, single = 0.0, math.inf
+        for i, point in enumerate(flatness.points):
+            spectrum = getattr(point, kind)
+            if spectrum.density is None:
+                raise ValueError(f"{point.name}: the density was not measured; pass density=True to measure_flatness")
+            colour = LINES[i % len(LINES)][0]
+            style: dict[str, Any] = {"color": colour, "linewidth": 1.2, "linestyle": ("-", "--", ":", "-.")[i % 4]}
+            grid, height = spectrum.density.grid.tolist(), (spectrum.size * spectrum.density.density).tolist()
+            axes.plot(grid, height, label=point.name, **style)
+            peak, single = max(peak, *height), min(single, 0.4 / spectrum.density.width)  # 0.4: one bump's height
+            ticks = [0.97 - 0.05 * i] * len(spectrum.top)
+            axes.plot(spectrum.top, ticks, "|", color=colour, markersize=8, transform=axes.get_xaxis_transform())
+        axes.set(title=f"{kind} Hessian", xlabel="eigenvalue", yscale="log")
+        axes.set_ylim(0.1 * single, 4 * peak)
+    panels[0].set_ylabel("eigenvalues per unit, smoothed")
+    _legend_below(figure, panels[0])
     _save(figure, path)
 
 

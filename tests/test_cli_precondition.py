@@ -75,7 +75,7 @@ def test_table(capsys: pytest.CaptureFixture[str]):
     assert err == "" and header.split() == [word for name in HEADER for word in name.split()]
     line = next(line for line in lines if line.startswith("blocks.*.mlp.up.weight")).split("  ")
     cells = [cell.strip() for cell in line if cell]
-    assert cells[1:10] == ["11 x 6", "n _", "n Orthogonal(11)", "n:V", "2", "1", "6", "11", "36"]
+    assert cells[1:10] == ["11 x 6", "n _", "n Orthogonal(11)", "n:V", "2", "1", "6", "11", "21"]
     assert "  = one-sided Shampoo (Muon at betas[1] = 0)" in lines
     assert "embed.weight (7 x 6)" in out and "blocks.*.mlp.up.bias (11, 2 times)" in out
 
@@ -88,7 +88,7 @@ def test_json(capsys: pytest.CaptureFixture[str]):
         ["up", "weight"], ["up", "bias"], ["down", "weight"]]
     assert [(k["label"], k["blocks"], k["copies"], k["dimension"]) for k in layer["kinds"]] == [
         ("1", 1, 13, 1), ("h0:W", 1, 13, 10)]
-    assert layer["state"] == 2 * (13 + 13**2) and layer["state_per_parameter"] == pytest.approx(2 * 182 / (13 * 11))
+    assert layer["state"] == 2 * (13 + 13 * 14 // 2) and layer["state_per_parameter"] == pytest.approx(208 / (13 * 11))
     assert layer["cost"]["roots"] == pytest.approx((13 + 9 * 13**3) / 3)
     assert layer["cost"]["statistics"] == 2 * 13 + 2 * 13**2 * 11
     totals = found["totals"]

@@ -5,6 +5,7 @@ import typer
 from symgeo import __version__
 from symgeo.cli.demo import demo
 from symgeo.cli.doctor import doctor
+from symgeo.cli.hessian import hessian
 from symgeo.cli.merge import merge
 from symgeo.cli.precondition import precondition
 from symgeo.cli.run import command
@@ -35,5 +36,5 @@ def _root(
     pass
 
 
-for _function in (demo, symmetry, sharpness, study, merge, precondition, doctor):
+for _function in (demo, symmetry, sharpness, hessian, study, merge, precondition, doctor):
     app.command(_function.__name__)(command(_function))

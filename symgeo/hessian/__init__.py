@@ -4,6 +4,7 @@ from symgeo.hessian.blocks import block, module_blocks
 from symgeo.hessian.criteria import Criterion
 from symgeo.hessian.estimate import Estimate, TensorEstimate
 from symgeo.hessian.geodesic import Jet, geodesic_jet
+from symgeo.hessian.interop import from_curvlinops, to_curvlinops
 from symgeo.hessian.invariant import invariant_hessian
 from symgeo.hessian.lanczos import SpectralDensity
 from symgeo.hessian.laplace import laplace_evidence
@@ -33,6 +34,7 @@ __all__ = [
     "euclidean_hessian",
     "fisher",
     "fisher_metric",
+    "from_curvlinops",
     "geodesic_jet",
     "ggn",
     "invariant_hessian",
@@ -43,4 +45,5 @@ __all__ = [
     "module_blocks",
     "pullback_metric",
     "riemannian_hessian",
+    "to_curvlinops",
 ]

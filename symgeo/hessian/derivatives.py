@@ -199,8 +199,9 @@ def probes(like: Tensor) -> Tensor:
 
 
 def asymmetry(v: Tensor, image: Tensor, scale: float) -> float:
-    """``|v_0 S v_1 - v_1 S v_0|`` relative to the lengths of ``v`` and ``image = S v``; 0 where it is rounding.
+    """``|v_0 S v_1 - v_1 S v_0|`` relative to the length of ``image = S v``; 0 where it is rounding.
 
+    For random ``v`` with entries of size 1 that is the relative asymmetry, whatever the dimension.
     scale : the size of the gradient, against which entries of S count as rounding.  ``ValueError`` if not finite.
     """
     if not bool(torch.isfinite(image).all()):
@@ -208,8 +209,8 @@ def asymmetry(v: Tensor, image: Tensor, scale: float) -> float:
     gap = float((v[:, 0] @ image[:, 1] - v[:, 1] @ image[:, 0]).abs())
     length, size = float(v.norm(dim=0).amax()), float(image.norm(dim=0).amax())
     precision = torch.finfo(v.dtype).eps
-    bound = (1e-6 if precision < 1e-10 else 1e-2) * size + precision**0.5 * scale * length
-    return gap / (size * length) if gap > bound * length else 0.0
+    bound = (1e-4 if precision < 1e-10 else 1e-2) * size + precision**0.5 * scale * length**2
+    return gap / size if gap > bound else 0.0
 
 
 def not_symmetric(name: str, gap: float) -> ValueError:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import jacrev, vmap
+from torch.func import vjp, vmap
 
 from manifolds.linalg import eigh
 from symgeo.functional import Params
@@ -137,14 +137,18 @@ def pullback_metric(map: Callable[[Params], Tensor | Params], inner: Matrix | No
 
 
 def jacobian_of(map: Callable[[Params], Tensor | Params], params: Params) -> Tensor:
-    """``(m, d)``, both in flat order, by reverse mode: it may be differentiated again in either mode."""
+    """``(m, d)``, both in flat order, by reverse mode: it may be differentiated again in either mode.
+
+    Row by row: in torch 2.13 the derivative of a ``vmap`` over the backward pass of ``layer_norm`` is wrong.
+    """
     space = _shapes_of(params)
 
     def flat(x: Tensor) -> Tensor:
         value = map(space(x))
         return value.reshape(-1) if isinstance(value, Tensor) else torch.cat([v.reshape(-1) for v in value.values()])
 
-    return jacrev(flat)(torch.cat([p.reshape(-1) for p in params.values()]))
+    value, pull = vjp(flat, torch.cat([p.reshape(-1) for p in params.values()]))
+    return torch.stack([pull(row)[0] for row in torch.eye(value.numel(), dtype=value.dtype, device=value.device)])
 
 
 def _shapes_of(params: Params) -> Callable[[Tensor], Params]:

@@ -46,7 +46,7 @@ def describe(
     >>> symmetry = Symmetry({"w": "_ n"}, {"n": Orthogonal()})
     >>> report = describe(symmetry, {"w": torch.empty(3, 5), "b": torch.empty(3)})
     >>> report.state, report.layers[0].method, [p.name for p in report.rest]
-    (9, 'one-sided Shampoo (Muon at betas[1] = 0)', ['b'])
+    (6, 'one-sided Shampoo (Muon at betas[1] = 0)', ['b'])
     """
     if update_every < 1:
         raise ValueError(f"update_every must be a whole number >= 1; got {update_every}")

@@ -60,10 +60,10 @@ class Kind:
 
     @property
     def numbers(self) -> int:
-        """The second moments that are kept: M or M^2 real numbers for each block, twice as many if complex."""
+        """The second moments that are kept: M or M (M + 1) / 2 numbers for each block, twice as many if complex."""
         if self.diagonal:
             return self.blocks * self.copies
-        return self.blocks * self.copies**2 * (2 if self.complex else 1)
+        return self.blocks * self.copies * (self.copies + 1) // 2 * (2 if self.complex else 1)
 
     def cost(self, update_every: int) -> Cost:
         """2 M^2 D for the moments and for the product, 9 M^3 for the roots, divided by how often they are renewed.

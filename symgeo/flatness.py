@@ -1,0 +1,279 @@
+"""How flat a minimum is, before and after the symmetry is taken out: Euclidean and invariant Hessians side by side.
+
+The Euclidean Hessian of one function depends on which of its parameters one happens to hold; the covariant Hessian on
+the quotient does not.  And where the gradient vanishes, every direction in which the symmetry moves the parameters is
+an eigenvector with eigenvalue zero, so that flat directions split into those that the symmetry explains and others.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from symgeo.functional import Loss, Params
+from symgeo.geometry import ParameterManifold
+from symgeo.groups import GeneralLinear, Rotary
+from symgeo.hessian import Estimate, HessianOperator, SpectralDensity, euclidean_hessian, riemannian_hessian
+from symgeo.hessian.estimate import mean_estimate
+from symgeo.hessian.matrices import second_derivative
+from symgeo.progress import track
+from symgeo.sharpness.result import check_count
+from symgeo.sharpness.worst_case import batch_list
+from symgeo.symmetry import Action, Symmetry
+
+DENSE = 2000  # up to so many parameters all eigenvalues are computed
+THRESHOLD = 1e-6
+KINDS = ("euclidean", "invariant")
+_POINTS = 400
+_STEPS = 64
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """What is known of the eigenvalues of one Hessian.
+
+    size : how many there are;  top : the largest, descending;  trace : their sum
+    zeros : how many are within the threshold of zero, relative to the largest magnitude; None where not asked for
+    density : smoothed; None where not asked for
+    """
+
+    size: int
+    top: tuple[float, ...]
+    trace: Estimate
+    zeros: Estimate | None
+    density: SpectralDensity | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable."""
+        return {
+            "size": self.size,
+            "top": list(self.top),
+            "trace": _estimate(self.trace),
+            "zeros": None if self.zeros is None else _estimate(self.zeros),
+            "density": None if self.density is None else {
+                name: [float(x) for x in getattr(self.density, name)] for name in ("grid", "density", "stderr")
+            },
+        }
+
+
+@dataclass(frozen=True)
+class FlatPoint:
+    """Both Hessians at one point of an orbit."""
+
+    name: str
+    loss: float
+    euclidean: Spectrum
+    invariant: Spectrum
+
+
+@dataclass(frozen=True)
+class Flatness:
+    """Hessians at the parameters given (the first point) and at random points of their orbit.
+
+    parameters : their number;  pairs : factor pairs that the manifold quotients
+    explained : the dimension of the orbit under the whole symmetry: so many eigenvalues of the Euclidean Hessian
+        vanish where the gradient does
+    gradient : the norm of the gradient, away from zero of which the symmetry's directions are flat but not straight
+    exact : whether all eigenvalues were computed; otherwise traces and counts are estimates, with standard errors
+    zeros, relaxed : parameters that are exactly zero, and pairs that lack full rank
+    """
+
+    points: tuple[FlatPoint, ...]
+    metric: str
+    parameters: int
+    pairs: int
+    explained: int
+    gradient: float
+    threshold: float
+    exact: bool
+    zeros: int = 0
+    relaxed: int = 0
+
+    @property
+    def flat(self) -> Estimate:
+        """How many eigenvalues of the Euclidean Hessian are near zero."""
+        return self.points[0].euclidean.zeros or Estimate(0.0)
+
+    @property
+    def unexplained(self) -> Estimate:
+        """Near-zero eigenvalues that the symmetry does not account for; negative where the gradient is not zero."""
+        return Estimate(self.flat - self.explained, self.flat.stderr, self.flat.samples)
+
+    def moved(self, kind: str) -> float | None:
+        """The largest change of a top eigenvalue along the orbit, relative to the largest; None with one point.
+
+        kind : "euclidean" or "invariant"; ``ValueError`` for another one
+        """
+        if kind not in KINDS:
+            raise ValueError(f"kind must be one of {', '.join(KINDS)}; got {kind!r}")
+        start, *others = [getattr(point, kind).top for point in self.points]
+        scale = max(map(abs, start)) or 1.0
+        return max((abs(a - b) / scale for top in others for a, b in zip(top, start)), default=None)
+
+    @property
+    def warnings(self) -> list[str]:
+        """Remarks on the numerics, in words."""
+        notes = []
+        if self.relaxed:
+            notes.append(f"{self.relaxed} of {self.pairs} pairs lack full rank: covariant relaxation")
+        if self.zeros:
+            notes.append(f"{self.zeros} parameters are exactly zero, where the adaptive metric is infinite: left out "
+                         "of the invariant Hessian")
+        if not self.exact:
+            notes.append("the number of near-zero eigenvalues is an estimate by Lanczos quadrature, which does not "
+                         "resolve eigenvalues that lie close together; its error is that of the random probes only")
+        return notes
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-serialisable."""
+        points = [
+            {"name": p.name, "loss": p.loss, "euclidean": p.euclidean.to_dict(), "invariant": p.invariant.to_dict()}
+            for p in self.points
+        ]
+        names = ("metric", "parameters", "pairs", "explained", "gradient", "threshold", "exact", "zeros", "relaxed")
+        return {
+            **{name: getattr(self, name) for name in names},
+            "flat": _estimate(self.flat),
+            "unexplained": _estimate(self.unexplained),
+            "moved": {kind: self.moved(kind) for kind in KINDS},
+            "points": points,
+        }
+
+
+@dataclass(frozen=True)
+class _Settings:
+    top: int
+    threshold: float
+    samples: int
+    seed: int
+    exact: bool
+
+
+def measure_flatness(
+    loss: Loss, params: Params, batches: Iterable[Any], symmetry: Symmetry, metric: str = "inv", top: int = 5,
+    orbits: int = 1, threshold: float = THRESHOLD, samples: int = 8, density: bool = False, seed: int = 0,
+    progress: bool = False,
+) -> Flatness:
+    """Top eigenvalues, trace and near-zero eigenvalues of the Euclidean and of the invariant Hessian.
+
+    The invariant one is :func:`symgeo.hessian.riemannian_hessian` on ``ParameterManifold(params, symmetry, metric)``.
+    ``orbits`` random elements of the groups that this manifold quotients move the parameters, and everything is
+    measured again.  An eigenvalue is near zero when its magnitude is at most ``threshold`` times the largest.
+
+    Up to 2000 parameters all eigenvalues are computed.  Above, the top ones come from Lanczos iterations, traces from
+    ``samples`` random vectors, and the near-zero ones from the quadrature of as many Lanczos runs of 64 steps.
+
+    density : keep smoothed densities of all spectra
+
+    Raises ``ValueError`` for ``top`` outside 1..size of the smaller Hessian, ``orbits`` < 0, a threshold outside
+    (0, 1), and as :func:`symgeo.hessian.euclidean_hessian` does; ``SymmetryError`` where the loss is not invariant.
+
+    >>> from symgeo.groups import GeneralLinear
+    >>> net = {"u": torch.tensor([1.0], dtype=torch.float64), "v": torch.tensor([2.0], dtype=torch.float64)}
+    >>> gauge = Symmetry({"u": "(h e)", "v": "(h e*)"}, {"e": GeneralLinear(per="h")}, sizes={"e": 1})
+    >>> loss = lambda params, batch: (params["u"] * params["v"] - batch).square().sum()
+    >>> found = measure_flatness(loss, net, [2.0], gauge, top=1)      # a minimum
+    >>> [round(x, 9) for x in (*found.points[0].euclidean.top, *found.points[0].invariant.top)]
+    [10.0, 16.0]
+    >>> int(found.flat), found.explained, found.moved("invariant") < 1e-12 < 1e-3 < found.moved("euclidean")
+    (1, 1, True)
+    """
+    data = batch_list(batches)
+    params = {name: p.detach() for name, p in params.items()}
+    manifold = ParameterManifold(params, symmetry, metric)
+    chart = manifold.chart(params)
+    parameters = sum(p.numel() for p in params.values())
+    settings = _Settings(check_count("top", top), _fraction(threshold), check_count("samples", samples), seed,
+                         parameters <= DENSE)
+    places = {"as given": params} | orbit_points(symmetry.bind(params), params, orbits, seed)
+    points: list[FlatPoint] = []
+    for name in track(list(places), "Hessians", progress):
+        place = places[name]
+        operators = (euclidean_hessian(loss, place, data), riemannian_hessian(loss, place, data, manifold))
+        _check_top(top, operators[1])
+        first = not points
+        spectra = [_spectrum(op, settings, density, density or (first and i == 0)) for i, op in enumerate(operators)]
+        with torch.no_grad():
+            value = math.fsum(float(loss(place, batch)) for batch in data) / len(data)
+        points.append(FlatPoint(name, value, *spectra))
+    gradient = float(second_derivative(loss, params, data)[1].gradient().norm())
+    return Flatness(tuple(points), metric, parameters, chart.pairs, symmetry.dimension(params), gradient,
+                    settings.threshold, settings.exact, chart.zeros, chart.relaxed)
+
+
+def orbit_points(action: Action, params: Params, count: int, seed: int = 0) -> dict[str, Params]:
+    """The parameters moved by random elements of the GL and rotary groups; none where there are no such groups.
+
+    Raises ``ValueError`` for a negative count.
+    """
+    if int(count) != count or count < 0:
+        raise ValueError(f"orbits must be an integer >= 0; got {count}")
+    names = [n for n, group in action.groups.items() if isinstance(group, (GeneralLinear, Rotary)) and action.blocks(n)]
+    if not names:
+        return {}
+    draws = (torch.Generator().manual_seed(seed + i) for i in range(count))
+    return {f"orbit {i + 1}": action.act(action.random(draw, names), params) for i, draw in enumerate(draws)}
+
+
+def _fraction(threshold: float) -> float:
+    if not 0 < threshold < 1:
+        raise ValueError(f"threshold must be between 0 and 1; got {threshold}")
+    return float(threshold)
+
+
+def _check_top(top: int, smaller: HessianOperator) -> None:
+    if top > smaller.shape[0]:
+        raise ValueError(f"top must be at most {smaller.shape[0]}, the size of the invariant Hessian; got {top}")
+
+
+def _spectrum(operator: HessianOperator, settings: _Settings, keep: bool, count: bool) -> Spectrum:
+    """Everything from all eigenvalues where that is affordable, else from products."""
+    size = operator.shape[0]
+    if settings.exact:
+        values = operator.eigvalsh().double()
+        density = exact_density(values)
+        top, trace = values[-settings.top:], Estimate(float(values.sum()))
+    else:
+        tol = 1e-10 if operator.dtype == torch.float64 else None
+        top = operator.eigvalsh(settings.top, tol=tol, seed=settings.seed)
+        trace = operator.trace(settings.samples, settings.seed)
+        if not (keep or count):
+            return Spectrum(size, _descending(top), trace, None, None)
+        density = operator.spectral_density(settings.samples, _STEPS, _POINTS, seed=settings.seed)
+    zeros = near_zero(size, density, settings.threshold)
+    return Spectrum(size, _descending(top), trace, zeros, density if keep else None)
+
+
+def near_zero(size: int, density: SpectralDensity, threshold: float) -> Estimate:
+    """The number of eigenvalues of magnitude up to ``threshold`` times the largest: their weight, times the size.
+
+    The mean over probes with its standard error; exact, and an integer, where the one probe is the spectrum itself.
+    """
+    used = density.weights > torch.finfo(torch.float64).eps
+    bound = threshold * float(density.nodes[used].abs().max())
+    counts = size * (density.weights * (density.nodes.abs() <= bound)).sum(-1)
+    return mean_estimate(counts) if len(counts) > 1 else Estimate(round(float(counts)))
+
+
+def exact_density(values: Tensor, points: int = _POINTS) -> SpectralDensity:
+    """The smoothed density of known eigenvalues ``(d,)``, in the form and width of an estimated one."""
+    low, high = float(values.min()), float(values.max())
+    width = max(high - low, 1e-6 * max(abs(low), abs(high)), torch.finfo(torch.float64).tiny) / 100
+    grid = torch.linspace(low - 5 * width, high + 5 * width, points, dtype=torch.float64, device=values.device)
+    bumps = ((grid.unsqueeze(1) - values) / width).square().mul(-0.5).exp()
+    smooth = bumps.mean(1) / (width * math.sqrt(2 * math.pi))
+    weights = torch.full_like(values, 1 / values.numel()).unsqueeze(0)
+    return SpectralDensity(grid, smooth, torch.zeros_like(smooth), width, values.unsqueeze(0), weights)
+
+
+def _descending(values: Tensor) -> tuple[float, ...]:
+    return tuple(float(x) for x in reversed(values.tolist()))
+
+
+def _estimate(value: Estimate) -> dict[str, float]:
+    return {"value": value.value, "stderr": value.stderr, "samples": value.samples}

@@ -147,7 +147,7 @@ def jacobian_of(map: Callable[[Params], Tensor | Params], params: Params) -> Ten
         value = map(space(x))
         return value.reshape(-1) if isinstance(value, Tensor) else torch.cat([v.reshape(-1) for v in value.values()])
 
-    value, pull = vjp(flat, torch.cat([p.reshape(-1) for p in params.values()]))
+    value, pull = vjp(flat, torch.cat([p.reshape(-1) for p in params.values()]))[:2]
     return torch.stack([pull(row)[0] for row in torch.eye(value.numel(), dtype=value.dtype, device=value.device)])
 
 

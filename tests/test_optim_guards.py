@@ -314,3 +314,15 @@ def test_gradients_that_are_not_finite_are_named_and_spoil_nothing() -> None:
         optimizer.step()
     for old, new in zip(before["state"].values(), optimizer.state_dict()["state"].values()):
         assert all(torch.equal(old[k], new[k]) if isinstance(old[k], Tensor) else old[k] == new[k] for k in old)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_secant_stays_symmetric_in_complex_blocks(seed: int) -> None:
+    """More copies than steps: the sums of eigenvalues that the Lyapunov solution divides by are tiny."""
+    generator = torch.Generator().manual_seed(seed)
+    w = torch.nn.Parameter(torch.randn(5, 7, generator=generator))
+    optimizer = SymO([("w", w)], Symmetry({"w": "_ c"}, {"c": Cyclic()}), lr=1e-2, estimator="secant")
+    for _ in range(8):
+        w.grad = torch.randn(5, 7, generator=generator)
+        optimizer.step()
+    assert bool(torch.isfinite(w).all())

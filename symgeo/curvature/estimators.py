@@ -119,7 +119,7 @@ def _lyapunov(weight: DenseBlock, mixed: DenseBlock) -> DenseBlock:
     inside = v @ ((v.mH @ c @ v) / (s.unsqueeze(-1) + s.unsqueeze(-2))) @ v.mH
     half = (v / s.unsqueeze(-2)) @ (v.mH @ c)
     across = half - (half @ v) @ v.mH
-    return DenseBlock(inside + across + across.mH)
+    return DenseBlock(0.5 * (inside + inside.mH) + across + across.mH)  # division by small sums amplifies rounding
 
 
 def _replaced(operator: InvariantOperator, source: InvariantOperator | None) -> InvariantOperator:

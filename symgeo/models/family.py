@@ -141,9 +141,9 @@ def _is_last(layer: nn.Module, stack: nn.Module) -> bool:
     return any(isinstance(child, nn.ModuleList) and child[-1] is layer for child in stack.children())
 
 
-def qualified_names(module: nn.Module) -> set[str]:
-    """``package.module.Class`` of a module and of every class it derives from."""
-    return {f"{cls.__module__}.{cls.__qualname__}" for cls in type(module).__mro__}
+def qualified_names(module: nn.Module) -> tuple[str, ...]:
+    """``package.module.Class`` of a module and of every class it derives from, its own first."""
+    return tuple(f"{cls.__module__}.{cls.__qualname__}" for cls in type(module).__mro__)
 
 
 def attribute(module: nn.Module, path: str) -> Any:

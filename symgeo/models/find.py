@@ -91,9 +91,9 @@ def recognise(model: nn.Module, approximate: bool = False) -> list[Found]:
     result: list[Found] = []
 
     def walk(module: nn.Module, prefix: str, above: list[nn.Module]) -> None:
-        names = qualified_names(module) & tables.keys()
+        names = [name for name in qualified_names(module) if name in tables]
         if names:
-            family = tables[names.pop()]
+            family = tables[names[0]]  # that of its own class before those it derives from
             # the list of layers lies between a layer and the module that holds the stack
             stack = next((m for m in reversed(above) if not isinstance(m, nn.ModuleList)), None)
             layer = family.read(module, stack)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from symgeo import Symmetry, SymmetryError, check
 from symgeo.functional import Params
 from symgeo.groups import GeneralLinear, PositiveScaling
-from symgeo.symmetry import Action, Compensation, Element, Flow, Reader, RowFreedom, Span
+from symgeo.symmetry import Action, Compensation, Element, Flow, Reader, RowFreedom, Shear, Span
 
 WIDTH, HIDDEN = 5, 7
 
@@ -51,10 +51,10 @@ def declaration() -> Symmetry:
 
 
 @dataclass(frozen=True)
-class Flipped(Flow):
+class Flipped(Shear):
     """The flow with the wrong sign on one parameter."""
 
-    inner: Flow
+    inner: Shear
     parameter: str
 
     @property

@@ -5,14 +5,16 @@ from symgeo.symmetry.blocks import Block
 from symgeo.symmetry.check import CheckReport, GroupReport, check
 from symgeo.symmetry.dimension import vertical_dimension
 from symgeo.symmetry.element import Element
-from symgeo.symmetry.flow import Compensation, Flow, RowFreedom
+from symgeo.symmetry.flow import Compensation, Flow, RowFreedom, Shear
 from symgeo.symmetry.layout import Dim, assemble, split
 from symgeo.symmetry.pattern import Pattern, parse
 from symgeo.symmetry.reader import Reader, Span
 from symgeo.symmetry.spec import Symmetry
+from symgeo.symmetry.stream import Axis, OffsetTrade, StreamRotation
 
 __all__ = [
     "Action",
+    "Axis",
     "Block",
     "CheckReport",
     "Compensation",
@@ -20,10 +22,13 @@ __all__ = [
     "Element",
     "Flow",
     "GroupReport",
+    "OffsetTrade",
     "Pattern",
     "Reader",
     "RowFreedom",
+    "Shear",
     "Span",
+    "StreamRotation",
     "Symmetry",
     "assemble",
     "check",

@@ -176,8 +176,8 @@ class Action:
             self._check_names(stage)
             out = self._translate(stage, {name: self._linear.act(stage, name, x) for name, x in out.items()})
             for name in self._flows_of(stage):
-                steps = self.flows[name].displacement(stage[name], out)
-                out |= {key: (out[key] + step).to(out[key].dtype) for key, step in steps.items()}
+                moved = self.flows[name].act(stage[name], out)
+                out |= {key: x.to(out[key].dtype) for key, x in moved.items()}
         return out
 
     def vertical(self, xi: Element, params: Params) -> dict[str, Tensor]:
@@ -187,7 +187,7 @@ class Action:
         out = {name: self._linear.vertical(xi, name, x) for name, x in params.items()}
         out = self._translate(xi, out)
         for name in self._flows_of(xi):
-            steps = self.flows[name].displacement(xi[name], params)
+            steps = self.flows[name].vertical(xi[name], params)
             out |= {key: out[key] + step.to(out[key].dtype) for key, step in steps.items()}
         return out
 

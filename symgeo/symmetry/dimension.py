@@ -9,6 +9,7 @@ from torch import Tensor
 
 from symgeo.symmetry.action import Action
 from symgeo.symmetry.element import Element
+from symgeo.symmetry.stream import StreamRotation
 
 #: above these a component is counted generator by generator
 _MAX_ALGEBRA = 3000
@@ -25,7 +26,8 @@ def vertical_dimension(action: Action, params: Params) -> int:
     """The rank of the vertical space { action.vertical(xi, params) } at params; discrete groups count 0.
 
     Generators (groups, shifts and flows) that share no block are independent, so that each connected component is
-    counted by itself: a single generator by a formula in the ranks of its blocks; a component of moderate
+    counted by itself: a single generator by a formula in the ranks of its blocks, and so is the rotation of a
+    residual stream, which shares blocks with everything and no direction with anything; a component of moderate
     size (algebra dimension up to 3000) by the Gram matrix of all its vertical vectors; a larger one as the
     sum over its generators, which is exact when these are independent and an upper bound otherwise.
 
@@ -65,7 +67,8 @@ def _places(action: Action) -> dict[str, set[Place]]:
     for name, shift in action.shifts.items():
         places[name] = {place for key in shift.layouts for place in every.get(key, set()) | {(key, -1)}}
     for name, flow in action.flows.items():
-        places[name] = {place for key in flow.moves for place in every.get(key, set()) | {(key, -1)}}
+        moved = (place for key in flow.moves for place in every.get(key, set()) | {(key, -1)})
+        places[name] = {(name, 0)} if isinstance(flow, StreamRotation) else set(moved)
     return places
 
 
@@ -73,9 +76,8 @@ def _rank(action: Action, params: Params, names: list[str]) -> int:
     if len(names) == 1 and (count := _alone(action, params, names[0])) is not None:
         return count
     dimension = sum(_algebra_dimension(action, name) for name in names)
-    parameters = sorted(
-        {place[0] for name, places in _places(action).items() if name in names for place in places}
-    )
+    everywhere = _places(action)
+    parameters = sorted({place[0] for name in names for place in everywhere[name]})
     numbers = sum(params[parameter].numel() for parameter in parameters)
     if dimension <= _MAX_ALGEBRA and dimension * numbers <= _MAX_NUMBERS:
         return _gram_rank(action, params, names, parameters)
@@ -90,8 +92,9 @@ def _algebra_dimension(action: Action, name: str) -> int:
 
 
 def _alone(action: Action, params: Params, name: str) -> int | None:
-    """The rank of one generator by its formula; None if a block carries the group twice. Shifts and flows have
-    full rank."""
+    """The rank of one generator by its formula; None if a block carries the group twice. Shifts have full rank."""
+    if name in action.flows:
+        return action.flows[name].rank(params)
     if name in action.coordinates:
         return action.coordinates[name]
     blocks = action.blocks(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 import torch
@@ -17,12 +17,10 @@ K = TypeVar("K", Span, Reader)
 
 
 class Flow(ABC):
-    """An abelian group R^n that moves parameters along directions which depend on other parameters:
+    """What moves parameters along directions that depend on other parameters: a family of maps t -> act(t, .), t in
+    R^n, with act(0, .) the identity and act(-t, .) the inverse of act(t, .).
 
-        p -> p + A(p) t
-
-    where A(p) has full rank and reads only parameters that the flow does not move. So the element t is undone
-    by -t, elements add up, and the vertical field of t is A(p) t itself.
+    It reads only parameters that it does not move.  Its vertical field is the derivative of act(s t, p) at s = 0.
     """
 
     @property
@@ -44,12 +42,42 @@ class Flow(ABC):
         """The number n of its coordinates. Raises SymmetryError if it does not fit the shapes."""
 
     @abstractmethod
+    def act(self, t: Tensor, params: Params) -> dict[str, Tensor]:
+        """Every parameter that it moves, moved by the coordinates t (n), in their precision."""
+
+    @abstractmethod
+    def vertical(self, t: Tensor, params: Params) -> dict[str, Tensor]:
+        """The velocity of act(s t, params) at s = 0 for every parameter that it moves, linear in t."""
+
+    def rank(self, params: Params) -> int:
+        """The number of independent directions at params; all of them unless a leaf knows better."""
+        return self.dimension({name: tuple(x.shape) for name, x in params.items()})
+
+
+class Shear(Flow):
+    """An abelian group R^n of shears,
+
+        p -> p + A(p) t
+
+    where A(p) has full rank and reads only parameters that the flow does not move. So elements add up, and the
+    vertical field of t is A(p) t itself.
+    """
+
+    @abstractmethod
     def displacement(self, t: Tensor, params: Params) -> dict[str, Tensor]:
         """A(p) t for every parameter it moves, linear in the coordinates t (n), in their precision."""
 
+    def act(self, t: Tensor, params: Params) -> dict[str, Tensor]:
+        """p + A(p) t"""
+        return {name: params[name] + step for name, step in self.displacement(t, params).items()}
+
+    def vertical(self, t: Tensor, params: Params) -> dict[str, Tensor]:
+        """A(p) t"""
+        return self.displacement(t, params)
+
 
 @dataclass(frozen=True)
-class Compensation(Flow):
+class Compensation(Shear):
     """A translation of biases that their readers take back:
 
         s += t   for every source;   b -= W t   for every reader;   r -= t   for every writer.
@@ -57,15 +85,19 @@ class Compensation(Flow):
     The biases of values against the output bias of attention; the bias of a norm against those of the maps
     that read it and, where it is passed on by a residual connection, that of the next map that writes there;
     with sources and writers alone, what two embeddings exchange.
+
+    mean_free: only translations whose entries sum to 0 (the first n - 1 are the coordinates), where those by a
+    constant are counted elsewhere.
     """
 
     sources: tuple[Span, ...]
     readers: tuple[Reader, ...] = ()
     writers: tuple[Span, ...] = ()
+    mean_free: bool = False
 
     def __post_init__(self) -> None:
         for reader in self.readers:
-            if reader.bias is None:
+            if not reader.absorbs:
                 raise SymmetryError(f"Compensation: the map {reader.weight!r} has no bias that could compensate")
         _check_apart(self)
 
@@ -73,17 +105,18 @@ class Compensation(Flow):
     def moves(self) -> tuple[str, ...]:
         """Sources, the biases of readers, writers."""
         spans = [*self.sources, *self.writers]
-        return _unique([*(span.parameter for span in spans), *(n for reader in self.readers for n in reader.moves)])
+        return unique([*(span.parameter for span in spans), *(n for reader in self.readers for n in reader.moves)])
 
     @property
     def reads(self) -> tuple[str, ...]:
         """The weights of readers."""
-        return _unique(reader.weight for reader in self.readers)
+        return unique(weight for reader in self.readers for weight in reader.reads)
 
     def renamed(self, rule: Rule) -> Compensation:
         """The same flow with every parameter name replaced."""
-        return Compensation(
-            _renamed(self.sources, rule), _renamed(self.readers, rule), _renamed(self.writers, rule)
+        return replace(
+            self, sources=_renamed(self.sources, rule), readers=_renamed(self.readers, rule),
+            writers=_renamed(self.writers, rule),
         )
 
     def dimension(self, shapes: Shapes) -> int:
@@ -94,23 +127,23 @@ class Compensation(Flow):
         for reader in self.readers:
             outputs, inputs = reader.sizes(shapes)
             _check_length(self, reader.weight, inputs, size)
-            assert reader.bias is not None
-            _check_length(self, reader.bias.parameter, reader.bias.size(shapes), outputs)
-        return size
+            _check_bias(self, reader, outputs, shapes)
+        return size - 1 if self.mean_free else size
 
     def displacement(self, t: Tensor, params: Params) -> dict[str, Tensor]:
         """+t, -W t and -t."""
-        steps = [(span, t) for span in self.sources] + [(span, -t) for span in self.writers]
-        steps += [(reader.bias, -reader.product(t, params)) for reader in self.readers if reader.bias]
+        t = torch.cat([t, -t.sum().unsqueeze(0)]) if self.mean_free else t
+        spans = [(span, t) for span in self.sources] + [(span, -t) for span in self.writers]
+        steps = [{span.parameter: span.embed(step, params[span.parameter])} for span, step in spans]
+        steps += [reader.takes_back(reader.product(t, params), params) for reader in self.readers]
         moved: dict[str, Tensor] = {}
-        for span, step in steps:
-            part = span.embed(step, params[span.parameter])
-            moved[span.parameter] = moved[span.parameter] + part if span.parameter in moved else part
+        for step in steps:
+            moved |= {name: moved[name] + x if name in moved else x for name, x in step.items()}
         return moved
 
 
 @dataclass(frozen=True)
-class RowFreedom(Flow):
+class RowFreedom(Shear):
     """What a map W x + b may add to its rows when it reads a LayerNorm, x = g * y + c with sum(y) = 0:
 
         W += u a^T,   b -= u (a . c),   a = min|g| / (g sqrt(n))   (u: one number for each output, n: the width)
@@ -123,7 +156,7 @@ class RowFreedom(Flow):
     shift: str | None = None
 
     def __post_init__(self) -> None:
-        if self.shift is not None and self.reader.bias is None:
+        if self.shift is not None and not self.reader.absorbs:
             raise SymmetryError(
                 f"RowFreedom: the norm has the bias {self.shift!r}, but the map {self.reader.weight!r} has none"
             )
@@ -136,8 +169,8 @@ class RowFreedom(Flow):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The norm."""
-        return (self.gain, *([self.shift] if self.shift else []))
+        """The norm, and the weights through which a change of the output goes before it is taken back."""
+        return (self.gain, *((self.shift, *self.reader.reads[1:]) if self.shift else ()))
 
     def renamed(self, rule: Rule) -> RowFreedom:
         """The same flow with every parameter name replaced."""
@@ -147,17 +180,17 @@ class RowFreedom(Flow):
         """The number of outputs of the map."""
         outputs, inputs = self.reader.sizes(shapes)
         _check_length(self, self.gain, shapes[self.gain][-1], inputs)
-        if self.shift and self.reader.bias:
+        if self.shift:
             _check_length(self, self.shift, shapes[self.shift][-1], inputs)
-            _check_length(self, self.reader.bias.parameter, self.reader.bias.size(shapes), outputs)
+            _check_bias(self, self.reader, outputs, shapes)
         return outputs
 
     def displacement(self, t: Tensor, params: Params) -> dict[str, Tensor]:
         """u a^T and -u (a . c)."""
         a = _annihilator(params[self.gain].to(t.dtype))
         moved = {self.reader.weight: torch.outer(a, t) if self.reader.transposed else torch.outer(t, a)}
-        if self.shift and (bias := self.reader.bias):
-            moved[bias.parameter] = bias.embed(-t * (a @ params[self.shift].to(t.dtype)), params[bias.parameter])
+        if self.shift:
+            moved |= self.reader.takes_back(t * (a @ params[self.shift].to(t.dtype)), params)
         return moved
 
 
@@ -169,7 +202,8 @@ def _annihilator(gain: Tensor) -> Tensor:
     return torch.where(zero.any(), first.to(gain.dtype), balanced)
 
 
-def _unique(names: Iterable[str]) -> tuple[str, ...]:
+def unique(names: Iterable[str]) -> tuple[str, ...]:
+    """The names in order, each once."""
     return tuple(dict.fromkeys(names))
 
 
@@ -181,6 +215,14 @@ def _check_apart(flow: Flow) -> None:
     both = sorted(set(flow.moves) & set(flow.reads))
     if both:
         raise SymmetryError(f"{type(flow).__name__}: {both[0]!r} would be moved and read by the same flow")
+
+
+def _check_bias(flow: Flow, reader: Reader, outputs: int, shapes: Shapes) -> None:
+    if reader.bias:
+        _check_length(flow, reader.bias.parameter, reader.bias.size(shapes), outputs)
+    elif reader.then and not reader.free:
+        _check_length(flow, reader.then.weight, reader.then.sizes(shapes)[1], outputs)
+        _check_bias(flow, reader.then, reader.then.sizes(shapes)[0], shapes)
 
 
 def _check_length(flow: Flow, parameter: str, found: int, needed: int) -> None:

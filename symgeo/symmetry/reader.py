@@ -18,14 +18,16 @@ class Span:
     """A slice of the last axis of a parameter, the same for all indices of the other axes.
 
     The axis is cut in proportion to `parts`, and `part` is the number of the slice: `Span("c_attn.bias", 2,
-    (1, 1, 1))` is the last third. What is added to a span is constant along the other axes; with `rows`, only at
-    these indices (from, to) of the axis before.
+    (1, 1, 1))` is the last third. With `groups`, each of so many equal pieces of the axis is cut like that, and the
+    slices of all of them are one (queries, keys and values interleaved by head). What is added to a span is
+    constant along the other axes; with `rows`, only at these indices (from, to) of the axis before.
     """
 
     parameter: str
     part: int = 0
     parts: tuple[int, ...] = (1,)
     rows: tuple[int, int | None] | None = None
+    groups: int = 1
 
     def renamed(self, rule: Rule) -> Span:
         """The same slice of another parameter."""
@@ -37,9 +39,10 @@ class Span:
 
     def embed(self, t: Tensor, like: Tensor) -> Tensor:
         """The tensor of the shape of `like` that is t on this slice and 0 elsewhere."""
-        unit = like.shape[-1] // sum(self.parts)
+        unit = like.shape[-1] // (self.groups * sum(self.parts))
         before, after = sum(self.parts[: self.part]) * unit, sum(self.parts[self.part + 1 :]) * unit
-        filled = torch.nn.functional.pad(t, (before, after)).expand(like.shape)
+        pieces = t.reshape(self.groups, self.parts[self.part] * unit)
+        filled = torch.nn.functional.pad(pieces, (before, after)).reshape(-1).expand(like.shape)
         if self.rows is None:
             return filled
         inside = torch.zeros(like.shape[-2], 1, dtype=t.dtype, device=t.device)
@@ -49,7 +52,10 @@ class Span:
 
 @dataclass(frozen=True)
 class Reader:
-    """An affine map y = W x + b that reads what a flow moves.
+    """An affine map y = W x + b that reads what a flow moves, and what takes a constant change of y back:
+
+    its bias; or nothing, where a constant change does not matter (`free`: keys, which softmax compares); or the map
+    `then`, which alone reads y and has means of its own (values, whose change the output bias takes back).
 
     transposed: the weight is stored (in, out). groups, repeat: x is the concatenation of groups, each repeated
     so many times one after the other, as the values of grouped queries are.
@@ -60,15 +66,32 @@ class Reader:
     transposed: bool = False
     groups: int = 1
     repeat: int = 1
+    free: bool = False
+    then: Reader | None = None
+
+    @property
+    def absorbs(self) -> bool:
+        """Whether a constant change of its output can be taken back."""
+        return self.bias is not None or self.free or (self.then is not None and self.then.absorbs)
 
     @property
     def moves(self) -> tuple[str, ...]:
-        """The parameter that holds the bias."""
-        return (self.bias.parameter,) if self.bias else ()
+        """The parameter that takes a change back."""
+        if self.bias:
+            return (self.bias.parameter,)
+        return self.then.moves if self.then and not self.free else ()
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The weights through which a change goes before it is taken back, this one first."""
+        return (self.weight, *(self.then.reads if self.then and not self.bias and not self.free else ()))
 
     def renamed(self, rule: Rule) -> Reader:
         """The same map under other names."""
-        return replace(self, weight=rule(self.weight), bias=self.bias.renamed(rule) if self.bias else None)
+        return replace(
+            self, weight=rule(self.weight), bias=self.bias.renamed(rule) if self.bias else None,
+            then=self.then.renamed(rule) if self.then else None,
+        )
 
     def sizes(self, shapes: Shapes) -> tuple[int, int]:
         """(outputs, inputs), a repeated input counted once."""
@@ -81,3 +104,11 @@ class Reader:
         weight = params[self.weight].to(t.dtype)
         x = t.reshape(self.groups, 1, -1).expand(-1, self.repeat, -1).reshape(-1)
         return (weight.mT if self.transposed else weight) @ x
+
+    def takes_back(self, change: Tensor, params: Params) -> dict[str, Tensor]:
+        """The steps that undo a constant `change` (outputs) of y."""
+        if self.bias:
+            return {self.bias.parameter: self.bias.embed(-change, params[self.bias.parameter])}
+        if self.free or self.then is None:
+            return {}
+        return self.then.takes_back(self.then.product(change, params), params)

@@ -6,50 +6,88 @@ residual stream, where the next map that writes takes a translation back.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 
 from symgeo.groups import PositiveScaling
-from symgeo.models.structure import MLP, Attention, Layer, Linear, Norm
+from symgeo.models.attention import attention_flows, attention_readers
+from symgeo.models.structure import MLP, Attention, Branch, Layer, Linear, Norm
 from symgeo.symmetry import Compensation, Flow, Reader, RowFreedom, Span, Symmetry
 
 
 def layer_flows(layer: Layer) -> dict[str, Flow]:
     """Those within one layer, with names relative to it."""
-    flows = value_flow(layer.attention) | key_flow(layer.attention)
-    behind = mlp_readers(layer.mlp) if layer.mlp else {}
-    if layer.prenorm and layer.attention_norm:
-        flows |= norm_flows("attention_norm", layer.attention_norm, attention_readers(layer.attention))
-    if layer.prenorm and layer.mlp_norm:
-        flows |= norm_flows("mlp_norm", layer.mlp_norm, behind)
-    if not layer.prenorm and layer.mlp and layer.attention_norm:
-        flows |= norm_flows("attention_norm", layer.attention_norm, behind, (layer.mlp.down,))
+    flows: dict[str, Flow] = {}
+    for branch in layer.branches:
+        if isinstance(branch.core, Attention):
+            suffix = "" if branch.name == "attention" else f"_{branch.name}"
+            flows |= {f"{name}{suffix}": flow for name, flow in attention_flows(branch.core).items()}
+    for norm, branches in by_norm(layer.branches):
+        readers = {f"{role}{'' if b.name != 'cross' else '_cross'}": reader
+                   for b in branches for role, reader in readers_of(b.core).items()}
+        flows |= norm_flows(f"{branches[0].name}_norm", norm, readers)
+    for first, second in pairwise(layer.branches):
+        if first.outer and second.outer:
+            flows |= norm_flows(f"{first.name}_norm", first.outer, _scoped(second), (second.core.writer,))
+    if layer.parallel and layer.prenorm:
+        biases = [Span(b.core.writer.bias) for b in layer.branches if b.core.writer.bias and not b.after]
+        for number, span in enumerate(biases[1:]):
+            flows[f"write_exchange{number or ''}"] = Compensation(
+                (biases[0],), (), (span,), mean_free=layer.centred_readers)
     return flows
 
 
-def entry_flows(layer: Layer, before: Norm, rule: Callable[[str], str]) -> dict[str, Flow]:
-    """Those of a post-norm layer and the norm before it; `rule` gives the full names of the layer's parameters."""
-    readers = {name: reader.renamed(rule) for name, reader in attention_readers(layer.attention).items()}
-    return norm_flows("entry_norm", before, readers, (layer.attention.output.renamed(rule),))
+def by_norm(branches: Iterable[Branch]) -> list[tuple[Norm, list[Branch]]]:
+    """Every norm before a branch, with all branches that read it."""
+    found: dict[Norm, list[Branch]] = {}
+    for branch in branches:
+        if branch.before:
+            found.setdefault(branch.before, []).append(branch)
+    return list(found.items())
 
 
-def layer_scale(layer: Layer, approximate: bool) -> Symmetry | None:
-    """The scale of a post-norm layer's inner norm; the norm at its end must not see it."""
-    if layer.prenorm or not layer.mlp or not layer.attention_norm or not layer.mlp_norm:
-        return None
-    if not approximate and layer.mlp_norm.eps != 0:
-        return None
-    readers = [layer.mlp.up, *([layer.mlp.gate] if layer.mlp.gate else [])]
-    return scale_symmetry("z", layer.attention_norm, readers, layer.mlp.down)
+def readers_of(core: Attention | MLP) -> dict[str, Reader]:
+    """The maps of a branch that read the stream, by role; experts, whose biases would have to agree, have none."""
+    if isinstance(core, Attention):
+        return attention_readers(core)
+    if core.router:
+        return {}
+    if core.fused:
+        return {"up": core.up.reader}
+    return {"up": core.up.reader} | ({"gate": core.gate.reader} if core.gate else {})
 
 
-def entry_scale(
-    layer: Layer, before: Norm, rule: Callable[[str], str], approximate: bool, name: str
-) -> Symmetry | None:
+def _scoped(branch: Branch) -> dict[str, Reader]:
+    return {f"{role}{'_cross' if branch.name == 'cross' else ''}": r for role, r in readers_of(branch.core).items()}
+
+
+def entry_flows(layer: Layer, before: Norm) -> dict[str, Flow]:
+    """Those of a post-norm layer and the norm before it, both with full names."""
+    first = layer.branches[0]
+    return norm_flows("entry_norm", before, readers_of(first.core), (first.core.writer,))
+
+
+def layer_scales(layer: Layer, approximate: bool) -> list[Symmetry]:
+    """The scales of a layer's inner norms on a post-norm stream, and of what a norm behind a branch removes; exact
+    where the next norm removes scales exactly."""
+    parts = []
+    for number, (first, second) in enumerate(pairwise(layer.branches)):
+        if first.outer and second.outer and (approximate or second.outer.scale_free):
+            parts.append(scale_symmetry(f"z{number or ''}", first.outer, second.core.consumers, second.core.writer))
+    for branch in layer.branches:
+        if branch.after and (approximate or branch.after.scale_free):
+            writer = branch.core.writer
+            parts.append(Symmetry(writer.outputs(f"(w{branch.name} _)"), {f"w{branch.name}": PositiveScaling()},
+                                  {f"w{branch.name}": 1}))
+    return parts
+
+
+def entry_scale(layer: Layer, before: Norm, approximate: bool, name: str) -> Symmetry | None:
     """The scale of the norm before a post-norm layer; the layer's first norm must not see it."""
-    if not layer.attention_norm or (not approximate and layer.attention_norm.eps != 0):
+    first = layer.branches[0]
+    if not first.outer or not (approximate or first.outer.scale_free):
         return None
-    readers = [linear.renamed(rule) for linear in layer.attention.inputs]
-    return scale_symmetry(name, before, readers, layer.attention.output.renamed(rule))
+    return scale_symmetry(name, before, first.core.consumers, first.core.writer)
 
 
 def exit_symmetry(norm: Norm, final: Norm, approximate: bool) -> Symmetry:
@@ -57,12 +95,7 @@ def exit_symmetry(norm: Norm, final: Norm, approximate: bool) -> Symmetry:
     removes it), and its scale."""
     shifts = {"exit_mean": {norm.bias: "1"}} if norm.bias and final.centred else {}
     result = Symmetry({}, {}, shifts=shifts)
-    return result | scale_symmetry("x", norm, ()) if approximate or final.eps == 0 else result
-
-
-def head_flows(norm: Norm, head: Linear) -> dict[str, Flow]:
-    """Those of the last norm and the one map behind it."""
-    return norm_flows("final_norm", norm, {"head": _reader(head)})
+    return result | scale_symmetry("x", norm, ()) if approximate or final.scale_free else result
 
 
 def scale_symmetry(name: str, norm: Norm, readers: Iterable[Linear], writer: Linear | None = None) -> Symmetry:
@@ -78,60 +111,15 @@ def scale_symmetry(name: str, norm: Norm, readers: Iterable[Linear], writer: Lin
     return Symmetry(tensors, {name: PositiveScaling()}, {name: 1})
 
 
-def value_flow(a: Attention) -> dict[str, Flow]:
-    """``b_v += c, b_o -= W_o c``: attention weights sum to 1, over extra tokens too unless one of them is zero."""
-    bias, out = a.inputs[2].bias, a.output
-    if not bias or not out.bias or a.shared_zero_token:
-        return {}
-    sources = (_input_bias(a, 2), *([Span(a.extra_value)] if a.extra_value else []))
-    repeat = a.heads // a.kv_heads
-    reader = Reader(out.weight, Span(out.bias), out.transposed, a.kv_heads if repeat > 1 else 1, repeat)
-    return {"value_bias": Compensation(tuple(s for s in sources if s), (reader,))}
-
-
-def key_flow(a: Attention) -> dict[str, Flow]:
-    """``b_k += c`` together with a learned extra key, so that all logits of a query still change alike."""
-    bias = _input_bias(a, 1)
-    if not bias or not a.extra_key or a.rotary or a.shared_zero_token:
-        return {}
-    return {"key_bias": Compensation((bias, Span(a.extra_key)))}
-
-
 def norm_flows(
-    name: str, norm: Norm, readers: dict[str, Reader], writers: tuple[Linear, ...] = ()
+    name: str, norm: Norm, readers: Mapping[str, Reader], writers: Sequence[Linear] = ()
 ) -> dict[str, Flow]:
-    """The bias of a norm, if all that it feeds has biases, and the rows of the maps that read it."""
+    """The bias of a norm, if all that it feeds takes it back, and the rows of the maps that read it."""
     flows: dict[str, Flow] = {}
     behind = [Span(writer.bias) for writer in writers if writer.bias]
-    if norm.bias and readers and all(r.bias for r in readers.values()) and len(behind) == len(writers):
+    if norm.bias and readers and all(r.absorbs for r in readers.values()) and len(behind) == len(writers):
         flows[f"{name}_bias"] = Compensation((Span(norm.bias),), tuple(readers.values()), tuple(behind))
     for role, reader in readers.items():
-        if norm.centred and (reader.bias or not norm.bias):
+        if norm.centred and (reader.absorbs or not norm.bias):
             flows[f"{role}_rows"] = RowFreedom(reader, norm.weight, norm.bias)
     return flows
-
-
-def attention_readers(a: Attention) -> dict[str, Reader]:
-    """The maps to query, key and value; one if they are fused."""
-    if a.fused:
-        return {"input": _reader(a.inputs[0])}
-    roles = enumerate(("query", "key", "value"))
-    return {role: Reader(a.inputs[i].weight, _input_bias(a, i), a.inputs[i].transposed) for i, role in roles}
-
-
-def mlp_readers(m: MLP) -> dict[str, Reader]:
-    """The maps that read the input of an MLP."""
-    return {"up": _reader(m.up)} | ({"gate": _reader(m.gate)} if m.gate else {})
-
-
-def _reader(linear: Linear) -> Reader:
-    return Reader(linear.weight, Span(linear.bias) if linear.bias else None, linear.transposed)
-
-
-def _input_bias(a: Attention, role: int) -> Span | None:
-    """The bias of query, key or value (0, 1, 2), which may be a slice of one for all three."""
-    bias = a.inputs[role].bias
-    if not bias:
-        return None
-    shared = a.inputs[0].bias == a.inputs[1].bias == a.inputs[2].bias
-    return Span(bias, role, (a.heads, a.kv_heads, a.kv_heads)) if shared else Span(bias)

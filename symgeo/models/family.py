@@ -8,13 +8,21 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from symgeo.models.structure import MLP, Attention, Layer, is_homogeneous, is_odd, linear, norm
-from symgeo.symmetry import Span
+from symgeo.models.norms import norm
+from symgeo.models.structure import MLP, Attention, Branch, Layer, Linear, Norm, is_homogeneous, is_odd, linear
+from symgeo.symmetry import Span, Symmetry
 
 
 @dataclass(frozen=True)
 class AttentionNames:
-    """Submodules of a layer that make up its attention, and the attributes that hold its head counts."""
+    """Submodules of a layer that make up its attention, and the attributes that hold its head counts.
+
+    heads, kv_heads, head_size, rotated: attributes of the layer (dotted paths) with these numbers
+    fused, interleaved: one map to query, key and value, sliced once or for every head
+    query_norm, key_norm: norms of queries and keys
+    cap: attribute with the cap of the logits, None where there is none
+    table: an embedding of relative positions; shared by all layers, which may leave it to the first
+    """
 
     output: str
     heads: str
@@ -22,19 +30,48 @@ class AttentionNames:
     key: str = ""
     value: str = ""
     fused: str = ""
+    interleaved: bool = False
     kv_heads: str = ""
+    head_size: str = ""
     rotary: str = ""
+    rotated: str = ""
+    query_norm: str = ""
+    key_norm: str = ""
+    cap: str = ""
+    ordered: bool = False
+    table: str = ""
+    memory: bool = False
 
     def read(self, module: nn.Module) -> Attention:
         """Query, key, value and output maps with their head counts."""
         heads = int(attribute(module, self.heads))
         kv_heads = int(attribute(module, self.kv_heads)) if self.kv_heads else heads
         query, key, value = (linear(module, name or self.fused) for name in (self.query, self.key, self.value))
-        return Attention((query, key, value), linear(module, self.output), heads, kv_heads, self.rotary)
+        norms = [norm(module, name) for name in (self.query_norm, self.key_norm) if name in self._present(module)]
+        pair = (norms[0], norms[1]) if len(norms) == 2 and norms[0] and norms[1] else None
+        size = int(attribute(module, self.head_size)) if self.head_size else None
+        return Attention(
+            (query, key, value), linear(module, self.output), heads, kv_heads, self.rotary,
+            rotated=self._rotated(module), head_size=size, interleaved=self.interleaved, norms=pair,
+            joint=pair is not None and module.get_parameter(pair[0].weight).numel() != size,
+            capped=bool(self.cap) and attribute(module, self.cap) is not None, ordered=self.ordered,
+            table=f"{self.table}.weight" if self.table and self.table in self._present(module) else None,
+            shared_heads=bool(self.table), memory=self.memory,
+        )
+
+    def _rotated(self, module: nn.Module) -> int | None:
+        """The number of rotated coordinates; an attribute may also hold their share of a head."""
+        if not self.rotated or (found := attribute(module, self.rotated)) is None:
+            return None
+        return int(found * int(attribute(module, self.head_size))) if isinstance(found, float) else int(found)
+
+    def _present(self, module: nn.Module) -> set[str]:
+        return {name for name, _ in module.named_modules()}
 
     def owned(self) -> set[str]:
         """The submodules this table accounts for."""
-        return {self.query, self.key, self.value, self.fused, self.output} - {""}
+        names = {self.query, self.key, self.value, self.fused, self.output, self.query_norm, self.key_norm, self.table}
+        return names - {""}
 
 
 class AttentionReader(Protocol):
@@ -47,25 +84,69 @@ class AttentionReader(Protocol):
         """The submodules it accounts for."""
 
 
+class MLPReader(Protocol):
+    """The same for the MLP."""
+
+    def read(self, module: nn.Module) -> MLP:
+        """The MLP of a layer."""
+
+    def owned(self) -> set[str]:
+        """The submodules it accounts for."""
+
+
 @dataclass(frozen=True)
 class MLPNames:
-    """Submodules of a layer that make up its MLP."""
+    """Submodules of a layer that make up its MLP; alternatives stand in braces, as in "layer.{1,2}.wo".
 
-    up: str
+    fused: one map to gate and up; first: which of its halves is the gate (the one that is activated) and comes
+    first, "gate" or "up".
+    """
+
     down: str
+    up: str = ""
     gate: str = ""
+    fused: str = ""
+    first: str = "gate"
     activation: str = ""
-
 
     def read(self, module: nn.Module) -> MLP:
         """The MLP, with what its activation allows."""
-        activation = attribute(module, self.activation) if self.activation and not self.gate else None
+        names = (self.up or self.fused, self.gate or self.fused, self.down, self.activation)
+        up, gate, down, act = (resolve(module, name) for name in names)
+        activation = attribute(module, act) if act else None
         return MLP(
-            up=linear(module, self.up), down=linear(module, self.down),
-            gate=linear(module, self.gate) if self.gate else None,
+            up=linear(module, up), down=linear(module, down), gate=linear(module, gate) if gate else None,
+            fused=self.first if self.fused else "",
             homogeneous=activation is not None and is_homogeneous(activation),
             odd=activation is not None and is_odd(activation),
         )
+
+    def owned(self) -> set[str]:
+        """The submodules this table accounts for."""
+        names = (self.up, self.down, self.gate, self.fused)
+        return {path for name in names if name for path in alternatives(name)}
+
+
+@dataclass(frozen=True)
+class ExpertNames:
+    """A mixture of gated experts: one parameter (experts, 2 hidden, width), one (experts, width, hidden), and a router
+    whose softmax is normalised over the experts it chooses."""
+
+    fused: str
+    down: str
+    router: str
+    activation: str = ""
+
+    def read(self, module: nn.Module) -> MLP:
+        """The experts as one MLP with a leading axis."""
+        into, out = (Linear(name, None, lead="X") for name in (self.fused, self.down))
+        activation = attribute(module, self.activation) if self.activation else None
+        return MLP(up=into, down=out, gate=into, fused="gate", router=Linear(f"{self.router}.weight", None),
+                   homogeneous=activation is not None and is_homogeneous(activation))
+
+    def owned(self) -> set[str]:
+        """The parameters this table accounts for."""
+        return {self.fused, self.down, self.router}
 
 
 @dataclass(frozen=True)
@@ -81,13 +162,23 @@ class Head:
 
 
 @dataclass(frozen=True)
+class Extra:
+    """A declaration for the module of a qualified class name, with names relative to it; it counts where all its
+    parameters are there and nothing else uses them, but for those that ``shared`` names."""
+
+    owner: str
+    symmetry: Symmetry
+    shared: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Embeddings:
     """What is added up at the start of the residual stream.
 
     owner : qualified class name of the module that owns all of it;  sums : spans that are added at the same tokens;
     masks : spans that stand in for the first one of all at masked tokens;
-    weights : those of maps whose outputs (first axis) are added;  norm : that of the embeddings, whose output is what
-    the first layer reads, and nothing else.
+    weights : those of maps whose outputs (first axis) are added;  norm : that of the embeddings, through which alone
+    they reach the first layer;  bent : something that is not linear stands between them and the stream.
     """
 
     owner: str
@@ -95,6 +186,7 @@ class Embeddings:
     masks: tuple[Span, ...] = ()
     weights: tuple[str, ...] = ()
     norm: str = ""
+    bent: bool = False
 
 
 @dataclass(frozen=True)
@@ -102,39 +194,98 @@ class Family:
     """One table: the class of the layer and where its parts are.
 
     layer : qualified class name of the layer module;  prenorm : True, False, or the attribute that says so;
+    attention_norm, cross_norm, mlp_norm : before their branch (pre-norm) or behind the sum (post-norm);
+    attention_after, mlp_after : behind the branch, before the sum;
+    parallel : whether attention and MLP read the same point of the stream, or the attribute that says so;
     stack, final_norm : qualified class name of the module that holds the list of layers, and the name there of
     the norm that reads the residual stream last;
-    heads : the linear maps that models of this family put behind their last norm.
+    heads : the linear maps that models of this family put behind their last norm;
+    memory : the names, in one module, of an encoder and of the decoder whose cross-attention reads its last norm;
+    extras : what models of this family have beside their stacks.
     """
 
     name: str
     layer: str
     attention: AttentionReader
-    mlp: MLPNames | None = None
+    mlp: MLPReader | None = None
+    cross: AttentionReader | None = None
     attention_norm: str = ""
+    cross_norm: str = ""
     mlp_norm: str = ""
+    attention_after: str = ""
+    mlp_after: str = ""
     prenorm: bool | str = True
+    parallel: bool | str = False
     stack: str = ""
     final_norm: str = ""
     embeddings: Embeddings | None = None
     heads: tuple[Head, ...] = ()
+    memory: tuple[str, str] | None = None
+    extras: tuple[Extra, ...] = ()
 
     def read(self, module: nn.Module, stack: nn.Module | None) -> Layer:
         """The structure of ``module``, a layer of this family in ``stack``."""
-        norms = [norm(module, name) if name else None for name in (self.attention_norm, self.mlp_norm)]
-        prenorm = self.prenorm if isinstance(self.prenorm, bool) else bool(attribute(module, self.prenorm))
+        prenorm, parallel = (x if isinstance(x, bool) else bool(attribute(module, x)) for x in
+                             (self.prenorm, self.parallel))
+        parts = (("attention", self.attention, self.attention_norm, self.attention_after),
+                 ("cross", self.cross, self.cross_norm, ""), ("mlp", self.mlp, self.mlp_norm, self.mlp_after))
+        branches = []
+        for name, reader, around, behind in parts:
+            if reader is not None and (name != "cross" or present(module, reader.owned())):
+                here = (resolve(module, x) for x in (around, behind))
+                found, after = (norm(module, x) if x else None for x in here)
+                before, outer = (found, None) if prenorm else (None, found)
+                branches.append(Branch(name, reader.read(module), before, after, outer))
         known = stack is not None and self.stack in qualified_names(stack)
-        final = getattr(stack, self.final_norm, None) if known else None
-        centred = all(n is not None and n.centred for n in norms) and (not prenorm or isinstance(final, nn.LayerNorm))
-        mlp = self.mlp.read(module) if self.mlp else None
-        last = None if prenorm or stack is None or not _is_last(module, stack) else final
-        after = norm(stack, self.final_norm) if stack is not None and last is not None else None
-        return Layer(self.attention.read(module), mlp, norms[0], norms[1], prenorm, centred, after)
+        final = getattr(stack, self.final_norm, None) if known and self.final_norm else None
+        last = norm(stack, self.final_norm) if stack is not None and isinstance(final, nn.Module) else None
+        first, *later = [b.before for b in branches]  # the first one may read an entry that is normalised already
+        centred = (first is None or first.centred) and all(n is not None and n.centred for n in (*later, last))
+        behind_all = last if not prenorm and stack is not None and _is_last(module, stack) else None
+        return Layer(tuple(branches), parallel, centred, behind_all)
 
     def owned(self) -> set[str]:
         """The submodules this table accounts for."""
-        mlp = {self.mlp.up, self.mlp.down, self.mlp.gate} if self.mlp else set()
-        return (self.attention.owned() | mlp | {self.attention_norm, self.mlp_norm}) - {""}
+        readers = (self.attention, self.cross, self.mlp)
+        norms = {self.attention_norm, self.cross_norm, self.mlp_norm, self.attention_after, self.mlp_after}
+        inside = [reader.owned() for reader in readers if reader]
+        return set().union(*inside, *(alternatives(name) for name in norms if name))
+
+
+def final_norm(family: Family, stack: nn.Module) -> Norm | None:
+    """The norm that reads the residual stream of a stack last."""
+    return norm(stack, family.final_norm) if family.final_norm and present(stack, {family.final_norm}) else None
+
+
+def alternatives(name: str) -> list[str]:
+    """What a name with choices in braces stands for, in order.
+
+    >>> alternatives("layer.{2,1}.norm")
+    ['layer.2.norm', 'layer.1.norm']
+    """
+    before, brace, rest = name.partition("{")
+    if not brace:
+        return [name]
+    choices, _, after = rest.partition("}")
+    return [f"{before}{choice}{tail}" for choice in choices.split(",") for tail in alternatives(after)]
+
+
+def resolve(module: nn.Module, name: str) -> str:
+    """The first alternative that is there, "" if none is."""
+    return next((path for path in alternatives(name) if path and present(module, {path})), "")
+
+
+def present(module: nn.Module, names: set[str]) -> bool:
+    """Whether all these submodules or parameters are there and not None."""
+    return all(_found(module, name) is not None for name in names)
+
+
+def _found(module: nn.Module, path: str) -> Any:
+    for part in path.split("."):
+        module = getattr(module, part, None)  # type: ignore[assignment]
+        if module is None:
+            return None
+    return module
 
 
 def _is_last(layer: nn.Module, stack: nn.Module) -> bool:
@@ -147,5 +298,8 @@ def qualified_names(module: nn.Module) -> tuple[str, ...]:
 
 
 def attribute(module: nn.Module, path: str) -> Any:
-    """The attribute at a dotted path."""
-    return attrgetter(path)(module)
+    """The attribute at a dotted path, of which a part may be the key of a dict."""
+    found: Any = module
+    for part in path.split("."):
+        found = found.get(part) if isinstance(found, dict) else attrgetter(part)(found)
+    return found

@@ -25,7 +25,8 @@ def inputs(module: nn.Module, generator: torch.Generator) -> Call | None:
 
 
 def output_function(module: nn.Module, call: Call) -> Callable[[Params], tuple[Tensor, ...]]:
-    """``params -> all floating-point outputs``, with buffers in full precision."""
+    """``params -> outputs``, with buffers in full precision: the logits where the model gives some, its last hidden
+    states otherwise, and of anything that is no dict all floating-point tensors."""
     args, kwargs = call
     buffers = {name: full_precision(b) for name, b in module.named_buffers()}
 
@@ -57,8 +58,10 @@ def _tensors(output: Any) -> Iterator[Tensor]:
         if output.is_floating_point():
             yield output
     elif isinstance(output, dict):
-        for value in output.values():
-            yield from _tensors(value)
+        logits = [key for key in output if "logits" in key]
+        hidden = [key for key in output if not key.startswith("encoder_")]
+        for key in logits or hidden:
+            yield from _tensors(output[key])
     elif isinstance(output, tuple | list):
         for value in output:
             yield from _tensors(value)
@@ -72,16 +75,30 @@ def _normal(module: nn.Module, generator: torch.Generator, *shape: int) -> Tenso
 
 def _pretrained(module: nn.Module, generator: torch.Generator) -> Call | None:
     config: Any = module.config
-    extra = {"use_cache": False} if getattr(config, "use_cache", None) is not None else {}
+    kwargs: dict[str, Any] = {"use_cache": False} if getattr(config, "use_cache", None) is not None else {}
     kind = getattr(module, "main_input_name", "")
+    text, vision = getattr(config, "text_config", config), getattr(config, "vision_config", config)
     if kind == "input_ids":
-        ids = torch.randint(0, config.vocab_size, (BATCH, LENGTH), generator=generator)
-        return (), {"input_ids": ids.to(next(module.parameters()).device), **extra}
-    if kind == "pixel_values":
-        size = config.image_size
+        kwargs["input_ids"] = _tokens(module, text, generator)
+    elif kind == "input_features":
+        frames = 2 * int(config.max_source_positions)
+        kwargs["input_features"] = _normal(module, generator, BATCH, config.num_mel_bins, frames)
+    elif kind != "pixel_values":
+        return None
+    if kind == "pixel_values" or vision is not config and "text_model" in dict(module.named_children()):
+        size = vision.image_size
         height, width = size if isinstance(size, list | tuple) else (size, size)
-        return (), {"pixel_values": _normal(module, generator, BATCH, config.num_channels, height, width), **extra}
-    return None
+        kwargs["pixel_values"] = _normal(module, generator, BATCH, vision.num_channels, height, width)
+    if getattr(config, "is_encoder_decoder", False) and "decoder" in {n.rpartition(".")[2] for n, _ in module.named_modules()}:
+        kwargs["decoder_input_ids"] = _tokens(module, config, generator)
+    return (), kwargs
+
+
+def _tokens(module: nn.Module, config: Any, generator: torch.Generator) -> Tensor:
+    length = min(LENGTH, *(int(n) for name in ("max_position_embeddings", "max_target_positions")
+                           if (n := getattr(config, name, None))), LENGTH)
+    ids = torch.randint(0, config.vocab_size, (BATCH, length), generator=generator)
+    return ids.to(next(module.parameters()).device)
 
 
 def _multihead(module: nn.Module, generator: torch.Generator) -> Call:
@@ -103,6 +120,29 @@ def _encoder(module: nn.Module, generator: torch.Generator) -> Call | None:
     return _encoder_layer(first, generator) if isinstance(first, nn.TransformerEncoderLayer) else None
 
 
+def _decoder_layer(module: nn.Module, generator: torch.Generator) -> Call:
+    assert isinstance(module, nn.TransformerDecoderLayer)
+    width = module.self_attn.embed_dim
+    return (_normal(module, generator, LENGTH, LENGTH, width), _normal(module, generator, LENGTH, LENGTH, width)), {}
+
+
+def _decoder(module: nn.Module, generator: torch.Generator) -> Call | None:
+    layers = getattr(module, "layers", None)
+    first = layers[0] if layers else None
+    return _decoder_layer(first, generator) if isinstance(first, nn.TransformerDecoderLayer) else None
+
+
+def _transformer(module: nn.Module, generator: torch.Generator) -> Call | None:
+    decoder = getattr(module, "decoder", None)
+    return _decoder(decoder, generator) if isinstance(decoder, nn.TransformerDecoder) else None
+
+
+def _timm(module: nn.Module, generator: torch.Generator) -> Call:
+    patches: Any = module.patch_embed
+    height, width = patches.img_size
+    return (_normal(module, generator, BATCH, patches.proj.in_channels, height, width),), {}
+
+
 def _tiny_vit(module: nn.Module, generator: torch.Generator) -> Call:
     size = int(module.image_size)  # type: ignore[arg-type]
     return (_normal(module, generator, BATCH, size, size),), {}
@@ -119,6 +159,10 @@ _INPUTS: dict[str, Callable[[nn.Module, torch.Generator], Call | None]] = {
     "torch.nn.modules.activation.MultiheadAttention": _multihead,
     "torch.nn.modules.transformer.TransformerEncoderLayer": _encoder_layer,
     "torch.nn.modules.transformer.TransformerEncoder": _encoder,
+    "torch.nn.modules.transformer.TransformerDecoderLayer": _decoder_layer,
+    "torch.nn.modules.transformer.TransformerDecoder": _decoder,
+    "torch.nn.modules.transformer.Transformer": _transformer,
+    "timm.models.vision_transformer.VisionTransformer": _timm,
     "symgeo.models.tiny_vit.TinyViT": _tiny_vit,
     "symgeo.models.tiny_lm.TinyLM": _tiny_lm,
 }

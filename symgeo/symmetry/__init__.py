@@ -10,7 +10,7 @@ from symgeo.symmetry.layout import Dim, assemble, split
 from symgeo.symmetry.pattern import Pattern, parse
 from symgeo.symmetry.reader import Reader, Span
 from symgeo.symmetry.spec import Symmetry
-from symgeo.symmetry.stream import Axis, OffsetTrade, StreamRotation
+from symgeo.symmetry.stream import Axis, OffsetTrade, StreamRotation, StreamScale
 
 __all__ = [
     "Action",
@@ -29,6 +29,7 @@ __all__ = [
     "Shear",
     "Span",
     "StreamRotation",
+    "StreamScale",
     "Symmetry",
     "assemble",
     "check",

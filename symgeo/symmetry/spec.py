@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TypeVar
@@ -151,31 +151,35 @@ class Symmetry:
         kept = set(shared)
         self._check_shared(kept)
 
-        def scoped(name: str) -> str:
-            return name if name in kept else with_scope(name, glob)
-
-        def moved(group: Group) -> Group:
-            return replace(group, per=None if group.per is None else scoped(group.per))
-
+        here = self.relabelled(lambda name: name if name in kept else with_scope(name, glob))
         keys = {*self.tensors, *(key for targets in self.shifts.values() for key in targets)}
         keys |= {key for flow in self.flows.values() for key in (*flow.moves, *flow.reads)}
         return Symmetry(
-            {f"{glob}.{key}": str(parse(text).rename(scoped)) for key, text in self.tensors.items()},
-            {scoped(name): moved(group) for name, group in self.groups.items()},
-            {scoped(name): size for name, size in self.sizes.items()},
-            {
-                scoped(name): {
-                    f"{glob}.{key}": str(parse(text, shift=True).rename(scoped))
-                    for key, text in targets.items()
-                }
-                for name, targets in self.shifts.items()
-            },
+            {f"{glob}.{key}": text for key, text in here.tensors.items()},
+            here.groups,
+            here.sizes,
+            {name: {f"{glob}.{key}": text for key, text in targets.items()} for name, targets in here.shifts.items()},
             {f"{glob}.{key}" for key in self.frozen},
-            {
-                f"{glob}.{key}": (glob, *(f"{glob}.{level}" for level in self.scopes.get(key, ())))
-                for key in keys
-            },
-            {scoped(name): flow.renamed(lambda key: f"{glob}.{key}") for name, flow in self.flows.items()},
+            {f"{glob}.{key}": (glob, *(f"{glob}.{level}" for level in self.scopes.get(key, ()))) for key in keys},
+            {name: flow.renamed(lambda key: f"{glob}.{key}") for name, flow in here.flows.items()},
+        )
+
+    def relabelled(self, rule: Callable[[str], str]) -> Symmetry:
+        """The same declaration with every factor, group, shift and flow under another name.
+
+        >>> from symgeo.groups import Permutation
+        >>> Symmetry({"up": "h _", "down": "_ h"}, {"h": Permutation()}).relabelled(lambda name: f"{name}2").tensors
+        {'up': 'h2 _', 'down': '_ h2'}
+        """
+        def relabel(targets: Mapping[str, str], shift: bool) -> dict[str, str]:
+            return {key: str(parse(text, shift=shift).rename(rule)) for key, text in targets.items()}
+
+        groups = {rule(name): replace(group, per=None if group.per is None else rule(group.per))
+                  for name, group in self.groups.items()}
+        return Symmetry(
+            relabel(self.tensors, False), groups, {rule(name): size for name, size in self.sizes.items()},
+            {rule(name): relabel(targets, True) for name, targets in self.shifts.items()}, self.frozen, self.scopes,
+            {rule(name): flow for name, flow in self.flows.items()},
         )
 
     def __or__(self, other: Symmetry) -> Symmetry:

@@ -198,3 +198,47 @@ class OffsetTrade(Flow):
         for axis in self.against:
             moved[axis.parameter] = -(params[axis.parameter].to(t.dtype) + axis.offset) * rate
         return moved
+
+
+@dataclass(frozen=True)
+class StreamScale(Flow):
+    """One factor on a residual stream whose norms remove it, up to their eps:
+
+        writers + offset <- e^t (writers + offset),     undone <- e^-t undone
+
+    ``undone``: the gain of the last norm, where its reader is also a writer (tied embeddings).
+    """
+
+    writers: tuple[Axis, ...]
+    undone: tuple[Axis, ...] = ()
+
+    @property
+    def moves(self) -> tuple[str, ...]:
+        """Everything that writes to the stream."""
+        return unique(axis.parameter for axis in (*self.writers, *self.undone))
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Nothing."""
+        return ()
+
+    def renamed(self, rule: Rule) -> StreamScale:
+        """The same flow with every parameter name replaced."""
+        return StreamScale(*(tuple(a.renamed(rule) for a in side) for side in (self.writers, self.undone)))
+
+    def dimension(self, shapes: Shapes) -> int:
+        """1"""
+        return 1
+
+    def act(self, t: Tensor, params: Params) -> dict[str, Tensor]:
+        """All writers multiplied."""
+        return {axis.parameter: (params[axis.parameter].to(t.dtype) + axis.offset) * (sign * t[0]).exp() - axis.offset
+                for axis, sign in self._signed()}
+
+    def vertical(self, t: Tensor, params: Params) -> dict[str, Tensor]:
+        """t (writers + offset)"""
+        return {axis.parameter: (params[axis.parameter].to(t.dtype) + axis.offset) * (sign * t[0])
+                for axis, sign in self._signed()}
+
+    def _signed(self) -> list[tuple[Axis, float]]:
+        return [*((axis, 1.0) for axis in self.writers), *((axis, -1.0) for axis in self.undone)]

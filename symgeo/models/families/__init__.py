@@ -1,10 +1,10 @@
-"""The tables, one file per family; a new family is a file here and a line below, before those it derives from."""
+"""The tables, one file per layout; a new family is a table there, before those from whose classes it derives."""
 
-from symgeo.models.families import bert, gpt2, llama, tiny_lm, tiny_vit, torch_nn, vit
+from symgeo.models.families import bert, gpt2, llama, modernbert, t5, tiny_lm, tiny_vit, torch_nn, vit
 
 FAMILIES = (
-    bert.FAMILY, gpt2.FAMILY, llama.FAMILY, vit.FAMILY, tiny_lm.FAMILY, tiny_vit.FAMILY, torch_nn.FAMILY,
-    torch_nn.MULTIHEAD,
+    *bert.FAMILIES, *gpt2.FAMILIES, *llama.FAMILIES, *modernbert.FAMILIES, *t5.FAMILIES, *vit.FAMILIES,
+    *tiny_lm.FAMILIES, *tiny_vit.FAMILIES, *torch_nn.FAMILIES,
 )
 
 __all__ = ["FAMILIES"]

@@ -1,32 +1,66 @@
-"""BERT (transformers)."""
+"""BERT and the families of its layout (transformers): post-norm encoders."""
 
+from __future__ import annotations
+
+from symgeo.models.families._transformers import path, rows
 from symgeo.models.family import AttentionNames, Embeddings, Family, Head, MLPNames
-from symgeo.symmetry import Span
 
-FAMILY = Family(
-    name="BERT",
-    layer="transformers.models.bert.modeling_bert.BertLayer",
+_LAST = "encoder.layer.*.output.LayerNorm"
+
+
+def _family(name: str, module: str, prefix: str, heads: dict[str, str]) -> Family:
+    return Family(
+        name=name,
+        layer=path(module, f"{prefix}Layer"),
+        attention=AttentionNames(
+            query="attention.self.query", key="attention.self.key", value="attention.self.value",
+            output="attention.output.dense", heads="attention.self.num_attention_heads",
+        ),
+        mlp=MLPNames(up="intermediate.dense", down="output.dense", activation="intermediate.intermediate_act_fn"),
+        attention_norm="attention.output.LayerNorm",
+        mlp_norm="output.LayerNorm",
+        prenorm=False,
+        stack=path(module, f"{prefix}Encoder"),
+        embeddings=Embeddings(
+            owner=path(module, f"{prefix}Model"),
+            sums=(rows("embeddings.word_embeddings.weight", "embeddings.position_embeddings.weight",
+                       "embeddings.token_type_embeddings.weight"),),
+            norm="embeddings.LayerNorm",
+        ),
+        heads=tuple(Head(path(module, f"{prefix}{owner}"), f"{module}.{_LAST}", linear)
+                    for owner, linear in heads.items()),
+    )
+
+
+BERT = _family("BERT", "bert", "Bert", {
+    "ForSequenceClassification": "bert.pooler.dense", "ForTokenClassification": "classifier",
+    "ForMaskedLM": "cls.predictions.transform.dense", "ForQuestionAnswering": "qa_outputs",
+})
+ROBERTA = _family("RoBERTa", "roberta", "Roberta", {
+    "ForSequenceClassification": "classifier.dense", "ForTokenClassification": "classifier",
+    "ForMaskedLM": "lm_head.dense", "ForQuestionAnswering": "qa_outputs",
+})
+_DISTILBERT = "distilbert.transformer.layer.*.output_layer_norm"
+DISTILBERT = Family(
+    name="DistilBERT",
+    layer=path("distilbert", "TransformerBlock"),
     attention=AttentionNames(
-        query="attention.self.query", key="attention.self.key", value="attention.self.value",
-        output="attention.output.dense", heads="attention.self.num_attention_heads",
+        query="attention.q_lin", key="attention.k_lin", value="attention.v_lin", output="attention.out_lin",
+        heads="attention.n_heads",
     ),
-    mlp=MLPNames(up="intermediate.dense", down="output.dense", activation="intermediate.intermediate_act_fn"),
-    attention_norm="attention.output.LayerNorm",
-    mlp_norm="output.LayerNorm",
+    mlp=MLPNames(up="ffn.lin1", down="ffn.lin2", activation="ffn.activation"),
+    attention_norm="sa_layer_norm",
+    mlp_norm="output_layer_norm",
     prenorm=False,
-    stack="transformers.models.bert.modeling_bert.BertEncoder",
+    stack=path("distilbert", "Transformer"),
     embeddings=Embeddings(
-        owner="transformers.models.bert.modeling_bert.BertModel",
-        sums=((Span("embeddings.word_embeddings.weight"), Span("embeddings.position_embeddings.weight"),
-               Span("embeddings.token_type_embeddings.weight")),),
+        owner=path("distilbert", "DistilBertModel"),
+        sums=(rows("embeddings.word_embeddings.weight", "embeddings.position_embeddings.weight"),),
         norm="embeddings.LayerNorm",
     ),
-    heads=tuple(
-        Head(f"transformers.models.bert.modeling_bert.{owner}", "bert.encoder.layer.*.output.LayerNorm", linear)
-        for owner, linear in (
-            ("BertForSequenceClassification", "bert.pooler.dense"),
-            ("BertForTokenClassification", "classifier"),
-            ("BertForMaskedLM", "cls.predictions.transform.dense"),
-        )
-    ),
+    heads=tuple(Head(path("distilbert", f"DistilBertFor{owner}"), _DISTILBERT, linear) for owner, linear in (
+        ("SequenceClassification", "pre_classifier"), ("MaskedLM", "vocab_transform"),
+        ("TokenClassification", "classifier"), ("QuestionAnswering", "qa_outputs"))),
 )
+
+FAMILIES = (ROBERTA, DISTILBERT, BERT)

@@ -21,3 +21,5 @@ FAMILY = Family(
         sums=((Span("embed.weight"), Span("position")),),
     ),
 )
+
+FAMILIES = (FAMILY,)

@@ -22,3 +22,5 @@ FAMILY = Family(
         weights=("embed.weight",),
     ),
 )
+
+FAMILIES = (FAMILY,)

@@ -1,29 +1,110 @@
-"""ViT (transformers 5)."""
+"""ViT, DeiT, CLIP and SigLIP (transformers), and timm's ViT layout."""
 
-from symgeo.models.family import AttentionNames, Embeddings, Family, Head, MLPNames
-from symgeo.symmetry import Span
+from __future__ import annotations
 
-FAMILY = Family(
-    name="ViT",
-    layer="transformers.models.vit.modeling_vit.ViTLayer",
-    attention=AttentionNames(
-        query="attention.q_proj", key="attention.k_proj", value="attention.v_proj", output="attention.o_proj",
-        heads="attention.num_attention_heads",
-    ),
-    mlp=MLPNames(up="mlp.fc1", down="mlp.fc2", activation="mlp.activation_fn"),
-    attention_norm="layernorm_before",
-    mlp_norm="layernorm_after",
-    stack="transformers.models.vit.modeling_vit.ViTModel",
-    final_norm="layernorm",
-    heads=(Head("transformers.models.vit.modeling_vit.ViTForImageClassification", "vit.layernorm", "classifier"),),
-    embeddings=Embeddings(
-        owner="transformers.models.vit.modeling_vit.ViTModel",
-        sums=(
-            (Span("embeddings.patch_embeddings.projection.bias"),
-             Span("embeddings.position_embeddings", rows=(1, None))),
-            (Span("embeddings.cls_token"), Span("embeddings.position_embeddings", rows=(0, 1))),
+from symgeo.groups import Orthogonal, PositiveScaling
+from symgeo.models.families._transformers import PLAIN, path, rows
+from symgeo.models.families.torch_nn import MultiheadNames
+from symgeo.models.family import AttentionNames, Embeddings, Extra, Family, Head, MLPNames
+from symgeo.symmetry import Span, Symmetry
+
+_POSITIONS = "embeddings.position_embeddings"
+_PATCHES = "embeddings.patch_embeddings.projection"
+
+
+def _vit(name: str, module: str, prefix: str, tokens: tuple[str, ...]) -> Family:
+    count = len(tokens)
+    own = ((Span(f"embeddings.{token}"), Span(_POSITIONS, rows=(i, i + 1))) for i, token in enumerate(tokens))
+    return Family(
+        name=name,
+        layer=path(module, f"{prefix}Layer"),
+        attention=AttentionNames(
+            query="attention.q_proj", key="attention.k_proj", value="attention.v_proj", output="attention.o_proj",
+            heads="attention.num_attention_heads",
         ),
-        masks=(Span("embeddings.mask_token"),),
-        weights=("embeddings.patch_embeddings.projection.weight",),
+        mlp=PLAIN,
+        attention_norm="layernorm_before",
+        mlp_norm="layernorm_after",
+        stack=path(module, f"{prefix}Model"),
+        final_norm="layernorm",
+        heads=(Head(path(module, f"{prefix}ForImageClassification"), f"{module}.layernorm", "classifier"),
+               Head(path(module, f"{prefix}ForImageClassificationWithTeacher"), f"{module}.layernorm",
+                    "cls_classifier"),
+               Head(path(module, f"{prefix}ForImageClassificationWithTeacher"), f"{module}.layernorm",
+                    "distillation_classifier")),
+        embeddings=Embeddings(
+            owner=path(module, f"{prefix}Model"),
+            sums=((Span(f"{_PATCHES}.bias"), Span(_POSITIONS, rows=(count, None))), *own),
+            masks=(Span("embeddings.mask_token"),),
+            weights=(f"{_PATCHES}.weight",),
+        ),
+    )
+
+
+VIT = _vit("ViT", "vit", "ViT", ("cls_token",))
+DEIT = _vit("DeiT", "deit", "DeiT", ("cls_token", "distillation_token"))
+
+_ATTENTION = AttentionNames(
+    query="self_attn.q_proj", key="self_attn.k_proj", value="self_attn.v_proj", output="self_attn.out_proj",
+    heads="self_attn.num_heads",
+)
+
+
+def _tower(name: str, module: str, prefix: str, final_norm: str, embeddings: Embeddings, heads: tuple[Head, ...],
+           extras: tuple[Extra, ...] = ()) -> Family:
+    return Family(
+        name=name,
+        layer=path(module, f"{prefix}EncoderLayer"),
+        attention=_ATTENTION,
+        mlp=PLAIN,
+        attention_norm="layer_norm1",
+        mlp_norm="layer_norm2",
+        stack=path(module, f"{prefix}Encoder"),
+        final_norm=final_norm,
+        embeddings=embeddings,
+        heads=heads,
+        extras=extras,
+    )
+
+
+def _text(module: str, prefix: str) -> Embeddings:
+    return Embeddings(path(module, f"{prefix}TextModel"),
+                      sums=(rows("embeddings.token_embedding.weight", "embeddings.position_embedding.weight"),))
+
+
+CLIP = _tower(
+    "CLIP", "clip", "CLIP", "", _text("clip", "CLIP"), (),
+    extras=(Extra(  # features are normalised and multiplied: lengths are lost, and both may be turned
+        path("clip", "CLIPModel"),
+        Symmetry({"visual_projection.weight": "(p x) _", "text_projection.weight": "(p y) _"},
+                 {"p": Orthogonal(), "x": PositiveScaling(), "y": PositiveScaling()}, {"x": 1, "y": 1}),
+    ),),
+)
+SIGLIP = _tower("SigLIP", "siglip", "Siglip", "", _text("siglip", "Siglip"), ())
+SIGLIP_POOLING = Family(
+    name="SigLIP pooling",
+    layer=path("siglip", "SiglipMultiheadAttentionPoolingHead"),
+    attention=MultiheadNames("attention", memory=True, owns=("probe",)),
+    mlp=PLAIN,
+    mlp_norm="layernorm",
+)
+TIMM = Family(
+    name="timm ViT",
+    layer="timm.models.vision_transformer.Block",
+    attention=AttentionNames(fused="attn.qkv", output="attn.proj", heads="attn.num_heads", query_norm="attn.q_norm",
+                             key_norm="attn.k_norm"),
+    mlp=MLPNames(up="mlp.fc1", down="mlp.fc2", activation="mlp.act"),
+    attention_norm="norm1",
+    mlp_norm="norm2",
+    stack="timm.models.vision_transformer.VisionTransformer",
+    final_norm="norm",
+    heads=(Head("timm.models.vision_transformer.VisionTransformer", "norm", "head"),),
+    embeddings=Embeddings(
+        owner="timm.models.vision_transformer.VisionTransformer",
+        sums=((Span("patch_embed.proj.bias"), Span("pos_embed", rows=(1, None))),
+              (Span("cls_token"), Span("pos_embed", rows=(0, 1)))),
+        weights=("patch_embed.proj.weight",),
     ),
 )
+
+FAMILIES = (DEIT, VIT, CLIP, SIGLIP, SIGLIP_POOLING, TIMM)

@@ -9,8 +9,9 @@ from operator import or_
 from torch import nn
 
 from symgeo.errors import SymmetryError
-from symgeo.models.find import recognise
-from symgeo.models.generators import attention_symmetry
+from symgeo.models.generators import branch_symmetry
+from symgeo.models.recognise import recognise
+from symgeo.models.structure import Attention
 from symgeo.optim.presets.selection import excluded
 from symgeo.symmetry import Symmetry
 
@@ -34,13 +35,14 @@ def attention(model: nn.Module, exclude: Iterable[str | nn.Module] = ()) -> Symm
     out = excluded(model, exclude)
     parts = []
     for found in recognise(model):
-        if found.layer is None:
-            continue
-        part = attention_symmetry(found.layer.attention)
-        part = Symmetry(part.tensors, part.groups, part.sizes)
-        part = part.each(found.prefix.removesuffix(".")) if found.prefix else part
-        if all(params[name].requires_grad and id(params[name]) not in out for name in part.tensors):
-            parts.append(part)
+        for branch in found.layer.branches:
+            if not isinstance(branch.core, Attention):
+                continue
+            part = branch_symmetry(branch)
+            part = Symmetry(part.tensors, part.groups, part.sizes)
+            part = part.each(found.prefix.removesuffix(".")) if found.prefix else part
+            if all(params[name].requires_grad and id(params[name]) not in out for name in part.tensors):
+                parts.append(part)
     if not parts:
         raise SymmetryError(
             f"attention: found no trainable attention layer of a known family in {type(model).__name__}; declare its"

@@ -9,7 +9,7 @@ from torch import nn
 
 from symgeo.errors import SymmetryError
 from symgeo.groups import Group, Permutation, PositiveScaling, SignFlip
-from symgeo.models.find import recognise
+from symgeo.models.recognise import recognise
 from symgeo.models.structure import Linear, linear
 from symgeo.optim.presets.selection import excluded
 from symgeo.symmetry import Symmetry
@@ -91,8 +91,8 @@ def _chains(model: nn.Module) -> list[Chain]:
     prefixes = []
     for layer in recognise(model):
         prefixes.append(layer.prefix)
-        if layer.layer and layer.layer.mlp:
-            m = layer.layer.mlp
+        m = layer.layer.mlp
+        if m and not m.fused:
             maps = [[m.up, m.gate] if m.gate else [m.up], [m.down]]
             found.append([[x.renamed(lambda name, p=layer.prefix: p + name) for x in row] for row in maps])  # type: ignore[misc]
     for name, module in model.named_modules():

@@ -20,6 +20,8 @@ _HOMES = {
     "CheckReport": "symgeo.symmetry",
     "check": "symgeo.symmetry",
     "find_symmetry": "symgeo.models",
+    "count": "symgeo.nullity",
+    "CountReport": "symgeo.nullity",
     "ParameterManifold": "symgeo.geometry",
     "SharpnessResult": "symgeo.sharpness",
     "geodesic_sharpness": "symgeo.sharpness",
@@ -28,8 +30,8 @@ _HOMES = {
     "average_sharpness": "symgeo.sharpness",
 }
 _MODULES = (
-    "groups", "symmetry", "models", "kernels", "geometry", "curvature", "optim", "preconditioner", "sharpness",
-    "hessian", "flatness", "data", "study", "loading", "batches", "demo", "plots", "report", "merge",
+    "groups", "symmetry", "models", "nullity", "kernels", "geometry", "curvature", "optim", "preconditioner",
+    "sharpness", "hessian", "flatness", "data", "study", "loading", "batches", "demo", "plots", "report", "merge",
 )
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     from symgeo.functional import functional_loss
     from symgeo.geometry import ParameterManifold
     from symgeo.models import find_symmetry
+    from symgeo.nullity import CountReport, count
     from symgeo.sharpness import (
         SharpnessResult,
         adaptive_sharpness,
@@ -64,6 +67,7 @@ def __dir__() -> list[str]:
 __all__ = [
     "Action",
     "CheckReport",
+    "CountReport",
     "Element",
     "ParameterManifold",
     "SharpnessResult",
@@ -72,6 +76,7 @@ __all__ = [
     "adaptive_sharpness",
     "average_sharpness",
     "check",
+    "count",
     "euclidean_sharpness",
     "find_symmetry",
     "functional_loss",

@@ -14,7 +14,7 @@ from symgeo.functional import Params
 from symgeo.models.precision import full_double
 from symgeo.models.probe import inputs, output_function
 from symgeo.report import aligned
-from symgeo.symmetry import Action, Symmetry
+from symgeo.symmetry import Action, Element, Symmetry
 from symgeo.symmetry.check import Function
 
 #: more trainable numbers than this are refused: the Jacobian is dense
@@ -116,16 +116,18 @@ def count(
             f"count: needed 1 to {limit} trainable numbers, found {numbers}. The Jacobian is dense: use a small "
             "instance of the same family, with fewer layers, a narrower stream and a smaller vocabulary"
         )
-    point = _exact(params)
-    if generic:
-        point |= {name: _moved(point[name], generator) for name in trained}
+    given = _exact(params)
+    beside = given | {name: _moved(given[name], generator) for name in trained}
+    point = beside if generic else given
     with full_double():
-        found = _spectrum(_functions(model_or_loss, point, generator), point, trained)
+        values, read = _spectrum(_functions(model_or_loss, point, generator), point, trained)
+        if not (generic or bool(read.all())):  # no derivative here is not yet no influence
+            read |= _spectrum(_functions(model_or_loss, beside, generator), beside, trained)[1]
     explained = declared = symmetry.dimension(point)
-    used, (rank, gap) = int(found.used.sum()), numerical_rank(found.values)
+    used, (rank, gap) = int(read.sum()), numerical_rank(values)
     if used < numbers:
-        explained = _explained(action, point, trained, found.used, declared, generator)
-    kinds = _kinds(symmetry, action, point)
+        explained = _explained(action, point, trained, read, declared, generator)
+    kinds = _kinds(action, point)
     return CountReport(declared, used - rank, numbers, numbers - used, explained, gap, kinds)
 
 
@@ -145,16 +147,11 @@ def numerical_rank(values: Tensor) -> tuple[int, float]:
     return int(place) + 1, float(ratios[place])
 
 
-@dataclass(frozen=True)
-class _Spectrum:
-    """Singular values of a Jacobian, and which of its columns are not zero."""
+def _spectrum(functions: Iterator[Function], point: Params, trained: list[str]) -> tuple[Tensor, Tensor]:
+    """Singular values of the Jacobian, and which of its columns are not zero.
 
-    values: Tensor
-    used: Tensor
-
-
-def _spectrum(functions: Iterator[Function], point: Params, trained: list[str]) -> _Spectrum:
-    """Rows of more and more functions, until their rank stays; of a single one, as many as it takes."""
+    Rows of more and more functions, until their rank stays; of a single one, as many as it takes.
+    """
     columns = sum(point[name].numel() for name in trained)
     triangle = torch.empty(0, columns, dtype=torch.float64)
     used = torch.zeros(columns, dtype=torch.bool)
@@ -170,7 +167,7 @@ def _spectrum(functions: Iterator[Function], point: Params, trained: list[str]) 
         values = torch.linalg.svdvals(triangle)
         rank, _ = numerical_rank(values)
         if alone or rank == last:
-            return _Spectrum(values, used)
+            return values, used
         last, needed = rank, rows + rows // 2
 
 
@@ -242,7 +239,7 @@ def _checked(f: Function, point: Params) -> Function:
         found = sum(x.numel() for x in _tensors(f(dict(point))))
     needed = sum(x.numel() for x in point.values())
     if found < needed:
-        what = "one number, as of a loss" if found == 1 else f"{found} numbers"
+        what = "one number, as a loss does," if found == 1 else f"{found} numbers"
         raise ValueError(
             f"count: the function returns {what} for {needed} parameters, so that most directions look flat. Return "
             "the outputs (not a loss) for more inputs: a larger batch, or a tuple of the outputs of several"
@@ -250,37 +247,37 @@ def _checked(f: Function, point: Params) -> Function:
     return f
 
 
-def _kinds(symmetry: Symmetry, action: Action, point: Params) -> dict[str, int]:
+def _kinds(action: Action, point: Params) -> dict[str, int]:
     """The dimension of each generator alone, by its declared name without the layers it stands for."""
-    names: dict[str, set[str]] = {}
+    counts: dict[str, int] = {}
     for name in (*action.groups, *action.shifts, *action.flows):
-        declared = action.declared[name]
-        names.setdefault(declared.partition("[")[0], set()).add(declared)
-    counts = {kind: _only(symmetry, members).dimension(point) for kind, members in names.items()}
+        kind = action.declared[name].partition("[")[0]
+        counts[kind] = counts.get(kind, 0) + _alone(action, point, name)
     return {kind: n for kind, n in counts.items() if n}
 
 
-def _only(symmetry: Symmetry, names: set[str]) -> Symmetry:
-    """The declaration with these generators alone."""
-
-    def kept(generators: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: x for name, x in generators.items() if name in names}
-
-    return Symmetry(
-        symmetry.tensors, kept(symmetry.groups), symmetry.sizes, kept(symmetry.shifts), symmetry.frozen,
-        symmetry.scopes, kept(symmetry.flows),
-    )
+def _alone(action: Action, point: Params, name: str) -> int:
+    if name in action.flows:
+        return action.flows[name].rank(point)
+    if name in action.shifts:
+        return action.coordinates[name]
+    group = action.groups[name]
+    return 0 if group.discrete else group.orbit_dimension(*action.stack(name, point))
 
 
 def _explained(
     action: Action, point: Params, trained: list[str], used: Tensor, declared: int, generator: torch.Generator
 ) -> int:
     """The rank of random vertical vectors on the used numbers."""
-    rows = []
-    for _ in range(declared + _SPARE):
-        moved = action.vertical(action.random_algebra(generator), point)
-        rows.append(torch.cat([moved[name].reshape(-1) for name in trained])[used])
-    rank, _ = numerical_rank(torch.linalg.svdvals(torch.stack(rows)))
+    drawn = [action.random_algebra(generator) for _ in range(declared + _SPARE)]
+    stacked = {name: torch.stack([xi[name] for xi in drawn]) for name in drawn[0]}
+
+    def row(xi: dict[str, Tensor]) -> Tensor:
+        moved = action.vertical(Element(xi), point)
+        return torch.cat([moved[name].reshape(-1) for name in trained])
+
+    rows = torch.func.vmap(row, chunk_size=_CHUNK)(stacked)[:, used.to(action.device)]
+    rank, _ = numerical_rank(torch.linalg.svdvals(rows))
     return rank
 
 

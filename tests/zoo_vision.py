@@ -43,26 +43,26 @@ def _text(s: Sizes, **more: Any) -> dict[str, Any]:
 def classifier(s: Sizes, kind: str, **options: Any) -> Case:
     """ViT and DeiT with their heads."""
     config = getattr(transformers, f"{kind}Config")(**_vision(s), num_labels=LABELS, **options)
-    return on_images(getattr(transformers, f"{kind}ForImageClassification")(config), s.eps, LABELS)
+    return on_images(getattr(transformers, f"{kind}ForImageClassification")(config), s, LABELS)
 
 
 def bare(s: Sizes, kind: str, **options: Any) -> Case:
     """ViT and DeiT without."""
     config = getattr(transformers, f"{kind}Config")(**_vision(s), **options)
     model = getattr(transformers, f"{kind}Model")(config, add_pooling_layer=False)
-    return on_images(model, s.eps, (PATCHES + 1) * s.width, "last_hidden_state")
+    return on_images(model, s, (PATCHES + 1) * s.width, "last_hidden_state")
 
 
 def vision_tower(s: Sizes, kind: str, **options: Any) -> Case:
     """The images of CLIP and SigLIP alone."""
     config = getattr(transformers, f"{kind}VisionConfig")(**_vision(s), **options)
-    return on_images(getattr(transformers, f"{kind}VisionModel")(config), s.eps, PATCHES * s.width, "last_hidden_state")
+    return on_images(getattr(transformers, f"{kind}VisionModel")(config), s, PATCHES * s.width, "last_hidden_state")
 
 
 def pooled_tower(s: Sizes, kind: str, **options: Any) -> Case:
     """The same up to the pooled output."""
     config = getattr(transformers, f"{kind}VisionConfig")(**_vision(s), **options)
-    return on_images(getattr(transformers, f"{kind}VisionModel")(config), s.eps, s.width, "pooler_output")
+    return on_images(getattr(transformers, f"{kind}VisionModel")(config), s, s.width, "pooler_output")
 
 
 def text_tower(s: Sizes, kind: str, field: str = "last_hidden_state", **options: Any) -> Case:

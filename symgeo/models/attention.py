@@ -1,8 +1,9 @@
 """The symmetry of attention, in all its layouts.
 
 Notation of a declaration: H heads (K key-value heads of G query heads each), e the query-key group (p for the
-coordinates that rotary positions turn, where they turn some), f the value-output group, n the gains of normalised
-queries and keys, m and x the scales that such norms remove.
+coordinates that rotary positions turn, where they turn some), a normalised queries and keys, on which nothing acts
+but m, x and y, the scales that such norms remove, f the value-output group, n the gains of normalised
+queries and keys.
 """
 
 from __future__ import annotations
@@ -78,10 +79,10 @@ def _normed(a: Attention, approximate: bool, head: str, grouped: bool, groups: d
     if a.joint:  # one scale for all heads, written on the axis as a factor of size 1
         groups |= {name: PositiveScaling() for name, on in zip(("x", "y"), free) if on}
         sizes |= {name: 1 for name, on in zip(("x", "y"), free) if on}
-        return ("(_ x)" if free[0] else "_"), ("(_ y)" if free[1] else "_")
+        return ("(a x)" if free[0] else "a"), ("(a y)" if free[1] else "a")
     groups |= {"m": PositiveScaling(per="G" if grouped else head)} if free[0] else {}
     groups |= {"x": PositiveScaling(per=head)} if free[1] else {}
-    return ("(_ m)" if free[0] else "_"), ("(_ x)" if free[1] else "_")
+    return ("(a m)" if free[0] else "a"), ("(a x)" if free[1] else "a")
 
 
 def _inputs(a: Attention, layout: _Layout) -> dict[str, str]:
@@ -179,14 +180,15 @@ def attention_readers(a: Attention) -> dict[str, Reader]:
     """The maps that read the stream: to query, key and value, one if they are fused; to the query alone where keys
     and values read another stream."""
     if a.fused:
-        return {"input": a.inputs[0].reader}
-    readers = {"query": _input_reader(a, 0)} | ({} if a.memory else memory_readers(a))
-    return readers
+        return {"query": a.inputs[0].reader} if a.memory else {"input": a.inputs[0].reader}
+    return {"query": _input_reader(a, 0)} | ({} if a.memory else memory_readers(a))
 
 
 def memory_readers(a: Attention) -> dict[str, Reader]:
     """The maps to key and value.  Keys without a bias may change by a constant all the same where softmax does not see
     it, and values where the output has a bias."""
+    if a.fused:
+        return {"key": a.inputs[1].reader, "value": a.inputs[2].reader}
     return {"key": _input_reader(a, 1, free=shifts_freely(a) and not a.inputs[1].bias),
             "value": _input_reader(a, 2, then=None if a.shared_zero_token else _output_reader(a))}
 

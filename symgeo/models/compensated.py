@@ -12,7 +12,7 @@ from itertools import pairwise
 from symgeo.groups import PositiveScaling
 from symgeo.models.attention import attention_flows, attention_readers
 from symgeo.models.structure import MLP, Attention, Branch, Layer, Linear, Norm
-from symgeo.symmetry import Compensation, Flow, Reader, RowFreedom, Span, Symmetry
+from symgeo.symmetry import Compensation, Flow, NormBias, Reader, RowFreedom, Span, Symmetry
 
 
 def layer_flows(layer: Layer) -> dict[str, Flow]:
@@ -33,8 +33,22 @@ def layer_flows(layer: Layer) -> dict[str, Flow]:
         biases = [Span(b.core.writer.bias) for b in layer.branches if b.core.writer.bias and not b.after]
         for number, span in enumerate(biases[1:]):
             flows[f"write_exchange{number or ''}"] = Compensation(
-                (biases[0],), (), (span,), mean_free=layer.centred_readers)
+                (biases[0],), (), (span,), "mean_free" if layer.centred_readers else "all")
     return flows
+
+
+def mean_exchanges(layers: Sequence[Layer], entry: Span | None = None) -> dict[str, Flow]:
+    """Where nothing behind a pre-norm stream removes the mean, but everything that reads it does: what biases write
+    along the mean is exchanged with the last of them."""
+    branches = [b for layer in layers for b in layer.branches]
+    plain = all(layer.prenorm and not layer.parallel and not layer.centred_readers for layer in layers)
+    later = branches if entry else branches[1:]
+    if not plain or not all(b.before and b.before.centred for b in later) or any(b.after or b.scale for b in branches):
+        return {}
+    spans = [*([entry] if entry else []), *(Span(b.core.writer.bias) for b in branches if b.core.writer.bias)]
+    if not branches[-1].core.writer.bias:
+        return {}
+    return {f"mean_exchange_{i}": Compensation((span,), (), (spans[-1],), "mean") for i, span in enumerate(spans[:-1])}
 
 
 def by_norm(branches: Iterable[Branch]) -> list[tuple[Norm, list[Branch]]]:
@@ -119,7 +133,12 @@ def norm_flows(
     behind = [Span(writer.bias) for writer in writers if writer.bias]
     if norm.bias and readers and all(r.absorbs for r in readers.values()) and len(behind) == len(writers):
         flows[f"{name}_bias"] = Compensation((Span(norm.bias),), tuple(readers.values()), tuple(behind))
-    for role, reader in readers.items():
-        if norm.centred and (reader.absorbs or not norm.bias):
-            flows[f"{role}_rows"] = RowFreedom(reader, norm.weight, norm.bias)
-    return flows
+    elif norm.bias and norm.centred and readers and len(behind) == len(writers):
+        flows[f"{name}_bias"] = NormBias(norm.weight, norm.bias, tuple(readers.values()), tuple(behind))
+    return flows | row_flows(norm, readers)
+
+
+def row_flows(norm: Norm, readers: Mapping[str, Reader]) -> dict[str, Flow]:
+    """The rows of maps that read a LayerNorm, where its bias does not stand in the way."""
+    return {f"{role}_rows": RowFreedom(reader, norm.weight, norm.bias) for role, reader in readers.items()
+            if norm.centred and (reader.absorbs or not norm.bias)}

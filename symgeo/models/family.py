@@ -151,14 +151,19 @@ class ExpertNames:
 
 @dataclass(frozen=True)
 class Head:
-    """What alone reads the output of the last norm: qualified class name of their owner, and their names there.
+    """A linear map that reads the output of a norm: qualified class name of their owner, and their names there.  With
+    others of the same norm it is all that does.
 
-    A `*` in the name of the norm stands for the last layer.
+    A `*` in the name of the norm stands for the last layer.  stack : the name in the owner of the stack of layers
+    whose last norm this is, where the module of the stack does not hold it.  unless : a submodule of the owner in whose
+    presence the map reads something else.
     """
 
     owner: str
     norm: str
     linear: str
+    stack: str = ""
+    unless: str = ""
 
 
 @dataclass(frozen=True)
@@ -178,7 +183,9 @@ class Embeddings:
     owner : qualified class name of the module that owns all of it;  sums : spans that are added at the same tokens;
     masks : spans that stand in for the first one of all at masked tokens;
     weights : those of maps whose outputs (first axis) are added;  norm : that of the embeddings, through which alone
-    they reach the first layer;  bent : something that is not linear stands between them and the stream.
+    they reach the first layer;  bent : something that is not linear stands between them and the stream;
+    padding : the attribute with the number of the token that alone has the position of that number (of the first two
+    spans);  dead : spans that nothing reads;  needs : a parameter that must be there for the table to count.
     """
 
     owner: str
@@ -187,6 +194,9 @@ class Embeddings:
     weights: tuple[str, ...] = ()
     norm: str = ""
     bent: bool = False
+    padding: str = ""
+    dead: tuple[Span, ...] = ()
+    needs: str = ""
 
 
 @dataclass(frozen=True)
@@ -196,10 +206,12 @@ class Family:
     layer : qualified class name of the layer module;  prenorm : True, False, or the attribute that says so;
     attention_norm, cross_norm, mlp_norm : before their branch (pre-norm) or behind the sum (post-norm);
     attention_after, mlp_after : behind the branch, before the sum;
+    attention_scale, mlp_scale : parameters that multiply what a branch adds;
+    bypass : the attribute that says that the sums add to what the norms give instead of what they read;
     parallel : whether attention and MLP read the same point of the stream, or the attribute that says so;
     stack, final_norm : qualified class name of the module that holds the list of layers, and the name there of
     the norm that reads the residual stream last;
-    heads : the linear maps that models of this family put behind their last norm;
+    heads : the linear maps that models of this family put behind norms;
     memory : the names, in one module, of an encoder and of the decoder whose cross-attention reads its last norm;
     extras : what models of this family have beside their stacks.
     """
@@ -214,47 +226,52 @@ class Family:
     mlp_norm: str = ""
     attention_after: str = ""
     mlp_after: str = ""
+    attention_scale: str = ""
+    mlp_scale: str = ""
+    bypass: str = ""
     prenorm: bool | str = True
     parallel: bool | str = False
     stack: str = ""
     final_norm: str = ""
-    embeddings: Embeddings | None = None
+    embeddings: Embeddings | tuple[Embeddings, ...] = ()
     heads: tuple[Head, ...] = ()
     memory: tuple[str, str] | None = None
     extras: tuple[Extra, ...] = ()
 
-    def read(self, module: nn.Module, stack: nn.Module | None) -> Layer:
-        """The structure of ``module``, a layer of this family in ``stack``."""
+    def read(self, module: nn.Module, last: Norm | None = None, ends: bool = False) -> Layer:
+        """The structure of ``module``, a layer of this family.
+
+        last : the norm that reads the residual stream behind all layers;  ends : whether this is the last of them
+        """
         prenorm, parallel = (x if isinstance(x, bool) else bool(attribute(module, x)) for x in
                              (self.prenorm, self.parallel))
-        parts = (("attention", self.attention, self.attention_norm, self.attention_after),
-                 ("cross", self.cross, self.cross_norm, ""), ("mlp", self.mlp, self.mlp_norm, self.mlp_after))
+        parts = (("attention", self.attention, self.attention_norm, self.attention_after, self.attention_scale),
+                 ("cross", self.cross, self.cross_norm, "", ""),
+                 ("mlp", self.mlp, self.mlp_norm, self.mlp_after, self.mlp_scale))
+        bypass = bool(self.bypass) and bool(attribute(module, self.bypass))
         branches = []
-        for name, reader, around, behind in parts:
+        for name, reader, around, behind, scale in parts:
             if reader is not None and (name != "cross" or present(module, reader.owned())):
                 here = (resolve(module, x) for x in (around, behind))
                 found, after = (norm(module, x) if x else None for x in here)
-                before, outer = (found, None) if prenorm else (None, found)
-                branches.append(Branch(name, reader.read(module), before, after, outer))
-        known = stack is not None and self.stack in qualified_names(stack)
-        final = getattr(stack, self.final_norm, None) if known and self.final_norm else None
-        last = norm(stack, self.final_norm) if stack is not None and isinstance(final, nn.Module) else None
+                before, outer = (None if bypass else found, None) if prenorm else (None, found)
+                branches.append(Branch(name, reader.read(module), before, after, outer, resolve(module, scale) or None))
         first, *later = [b.before for b in branches]  # the first one may read an entry that is normalised already
         centred = (first is None or first.centred) and all(n is not None and n.centred for n in (*later, last))
-        behind_all = last if not prenorm and stack is not None and _is_last(module, stack) else None
-        return Layer(tuple(branches), parallel, centred, behind_all)
+        return Layer(tuple(branches), parallel, centred, None if prenorm or not ends else last)
+
+    @property
+    def starts(self) -> tuple[Embeddings, ...]:
+        """The tables of embeddings, of which the first that fits counts."""
+        return (self.embeddings,) if isinstance(self.embeddings, Embeddings) else self.embeddings
 
     def owned(self) -> set[str]:
         """The submodules this table accounts for."""
         readers = (self.attention, self.cross, self.mlp)
         norms = {self.attention_norm, self.cross_norm, self.mlp_norm, self.attention_after, self.mlp_after}
+        norms |= {self.attention_scale, self.mlp_scale}
         inside = [reader.owned() for reader in readers if reader]
         return set().union(*inside, *(alternatives(name) for name in norms if name))
-
-
-def final_norm(family: Family, stack: nn.Module) -> Norm | None:
-    """The norm that reads the residual stream of a stack last."""
-    return norm(stack, family.final_norm) if family.final_norm and present(stack, {family.final_norm}) else None
 
 
 def alternatives(name: str) -> list[str]:
@@ -286,10 +303,6 @@ def _found(module: nn.Module, path: str) -> Any:
         if module is None:
             return None
     return module
-
-
-def _is_last(layer: nn.Module, stack: nn.Module) -> bool:
-    return any(isinstance(child, nn.ModuleList) and child[-1] is layer for child in stack.children())
 
 
 def qualified_names(module: nn.Module) -> tuple[str, ...]:

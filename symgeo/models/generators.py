@@ -22,7 +22,7 @@ from symgeo.models.compensated import (
     norm_flows,
 )
 from symgeo.models.structure import MLP, Branch, Layer, Linear, Norm
-from symgeo.symmetry import Flow, OffsetTrade, Reader, Span, Symmetry
+from symgeo.symmetry import Flow, MeanWrite, OffsetTrade, Reader, Span, Symmetry
 
 _GAINS = {"attention": "c", "cross": "d", "mlp": "g"}
 
@@ -39,7 +39,11 @@ def layer_symmetry(layer: Layer, approximate: bool = False) -> Symmetry:
     for branch in layer.branches:
         judge = branch.after or branch.outer
         if judge.centred if judge else layer.centred_readers:
-            parts.append(mean_shifts(f"{branch.name}_mean", branch.core.writer))
+            parts.append(mean_shifts(f"{branch.name}_mean", branch.core.writer, None if branch.after else branch.scale))
+        if branch.scale and not branch.after:
+            name = f"l{branch.name}"
+            written = branch.core.writer.outputs(name)
+            parts.append(Symmetry(written | {branch.scale: f"{name}*"}, {name: PositiveScaling()}))
     parts.append(Symmetry({}, {}, flows=layer_flows(layer)))
     parts += layer_scales(layer, approximate)
     if layer.final_norm and (last := layer.branches[-1].outer):
@@ -104,9 +108,9 @@ def mlp_symmetry(m: MLP) -> Symmetry:
 
 def gain_symmetry(name: str, norm: Norm, consumers: Sequence[Linear]) -> Symmetry:
     """The gain of a norm against the columns of all that reads it: ``gain s, bias s, W s^-1``."""
-    if norm.offset:
+    if norm.offset or any(len(linear.parts) > 1 for linear in consumers):
         readers = tuple(linear.read() for linear in consumers)
-        flow: Flow = OffsetTrade(norm.weight, norm.offset, readers)
+        flow: Flow = OffsetTrade(norm.weight, norm.offset, readers, bias=norm.bias)
         return Symmetry({}, {}, flows={f"{name}_gain": flow})
     tensors = {norm.weight: name} | ({norm.bias: name} if norm.bias else {})
     for consumer in consumers:
@@ -114,9 +118,11 @@ def gain_symmetry(name: str, norm: Norm, consumers: Sequence[Linear]) -> Symmetr
     return Symmetry(tensors, {name: PositiveScaling()})
 
 
-def mean_shifts(name: str, writer: Linear) -> Symmetry:
+def mean_shifts(name: str, writer: Linear, scale: str | None = None) -> Symmetry:
     """The mean direction of what is written to a residual stream whose readers remove the mean:
-    ``W += 1 c^T``, ``b += c_0 1``."""
+    ``W += 1 c^T``, ``b += c_0 1``; behind a scale g, along ``1 / g``."""
+    if scale:
+        return Symmetry({}, {}, flows={name: MeanWrite(writer.reader, scale)})
     constant = {"_ 1" if writer.transposed else "1 _"}
     pattern = f"_ {constant.pop()}" if writer.lead else constant.pop()
     shifts = {f"{name}_weight": {writer.weight: pattern}}

@@ -7,11 +7,12 @@ from collections.abc import Iterable, Sequence
 
 from torch import nn
 
+from symgeo.models.compensated import mean_exchanges
 from symgeo.models.families import FAMILIES
 from symgeo.models.family import Family, qualified_names
 from symgeo.models.generators import layer_symmetry
-from symgeo.models.stack import Found, Names, stacks
-from symgeo.models.streams import rotations, scoped, stack_symmetry
+from symgeo.models.stack import Found, Names, final_norm, stacks
+from symgeo.models.streams import head_symmetries, rotations, scoped, stack_symmetry
 from symgeo.symmetry import Symmetry
 from symgeo.symmetry.pattern import merge, parse
 
@@ -28,9 +29,13 @@ def recognise(model: nn.Module) -> list[Found]:
         names = [name for name in qualified_names(module) if name in tables]
         if names:
             family = tables[names[0]]  # that of its own class before those it derives from
-            # the list of layers lies between a layer and the module that holds the stack
-            stack = next((m for m in reversed(above) if not isinstance(m[1], nn.ModuleList)), None)
-            result.append(Found(prefix, family, family.read(module, stack[1] if stack else None), stack))
+            # a list of layers, or several, may lie between a layer and the module that calls them
+            lists = (nn.ModuleList, nn.Sequential)
+            holder = next((m for m in reversed(above) if not isinstance(m[1], lists)), None)
+            stack = holder if holder and family.stack in qualified_names(holder[1]) else None
+            final = final_norm(family, stack, above) if stack else None
+            ends = stack is not None and isinstance(above[-1][1], lists) and above[-1][1][-1] is module
+            result.append(Found(prefix, family, family.read(module, final, ends), stack, final))
             return
         for name, child in module.named_children():
             walk(child, f"{prefix}{name}.", [*above, (prefix, module)])
@@ -44,12 +49,16 @@ def symmetry_of(model: nn.Module, found: Sequence[Found], approximate: bool = Fa
     parts = []
     for f in found:
         layer = layer_symmetry(f.layer, approximate)
+        if f.stack is None:
+            layer = layer | Symmetry({}, {}, flows=mean_exchanges((f.layer,)))
         shared = {"Hs"} & {name for name in layer.groups}
         parts.append(layer.each(f.prefix.removesuffix("."), shared) if f.prefix else layer)
     whole = stacks(model, found)
     parts += [stack_symmetry(stack, approximate) for stack in whole]
     parts.append(rotations(whole, approximate))
-    parts += list(_extras(model, {f.family for f in found}))
+    families = list({f.family.name: f.family for f in found}.values())
+    parts += head_symmetries(model, families, whole)
+    parts += list(_extras(model, families))
     return union(parts)
 
 

@@ -6,16 +6,34 @@ from collections.abc import Iterator, Sequence
 from functools import reduce
 from operator import or_
 
+from torch import nn
+
 from symgeo.models.attention import EMPTY
+from symgeo.models.compensated import mean_exchanges, readers_of, row_flows
+from symgeo.models.family import Family
 from symgeo.models.generators import bias_symmetry, entry_symmetry, reading_symmetry
-from symgeo.models.stack import Stack, Start
-from symgeo.symmetry import Axis, Compensation, Flow, StreamRotation, StreamScale, Symmetry
+from symgeo.models.stack import Names, Stack, Start, reading_heads
+from symgeo.models.structure import Linear, Norm
+from symgeo.symmetry import (
+    Axis,
+    Compensation,
+    Flow,
+    Reader,
+    Span,
+    StreamRotation,
+    StreamScale,
+    Symmetry,
+    TiedExchange,
+    Unread,
+)
 
 
 def stack_symmetry(stack: Stack, approximate: bool = False) -> Symmetry:
     """What a stack has beside its layers, with full names; generators are scoped by the name of the stack."""
     parts = [entry_symmetry(layer, before, scope, approximate) for layer, scope, before in stack.before if before]
-    own = [_behind(stack), _start_symmetry(stack, approximate)]
+    entry = stack.start.norm.bias if stack.start and stack.start.norm else None
+    means = mean_exchanges(stack.layers, Span(entry) if entry else None)
+    own = [_behind(stack), _start_symmetry(stack, approximate), Symmetry({}, {}, flows=means)]
     return reduce(or_, [*parts, *(scoped(part, stack.scope) for part in own)], EMPTY)
 
 
@@ -30,9 +48,46 @@ def _behind(stack: Stack) -> Symmetry:
         return EMPTY
     if stack.tied:
         return EMPTY if stack.readers else bias_symmetry(stack.final, stack.tied)
-    single = len(stack.readers) == 1
-    readers = {("head" if single else f"head{i}"): r.reader for i, r in enumerate(stack.readers)}
-    return reading_symmetry("final", stack.final, stack.readers, readers)
+    return reading_symmetry("final", stack.final, [linear for linear, _ in stack.readers],
+                            _named([reader for _, reader in stack.readers]))
+
+
+def _named(readers: Sequence[Reader]) -> dict[str, Reader]:
+    return {("head" if len(readers) == 1 else f"head{i}"): reader for i, reader in enumerate(readers)}
+
+
+def head_symmetries(model: nn.Module, families: Sequence[Family], stacks: Sequence[Stack]) -> list[Symmetry]:
+    """Norms behind the stacks with the maps that alone read them, such as those of masked language models."""
+    names, known = Names(model), {stack.final.weight for stack in stacks if stack.final}
+    behind: dict[Norm, list[Linear]] = {}
+    for family in families:
+        for norm, head in reading_heads(model, family):
+            if norm.weight not in known:
+                behind.setdefault(norm, []).append(head)
+    parts = []
+    for norm, heads in behind.items():
+        scope = norm.weight.removesuffix(".weight")
+        if all(names.free(head) for head in heads):
+            parts.append(scoped(reading_symmetry("final", norm, heads, _named([h.reader for h in heads])), scope))
+        elif len(heads) == 1:
+            tied = heads[0].renamed(names)
+            parts.append(scoped(bias_symmetry(norm, tied), scope))
+            parts += [_tied_exchanges(stack, norm, tied) for stack in stacks]
+    return parts
+
+
+def _tied_exchanges(stack: Stack, norm: Norm, head: Linear) -> Symmetry:
+    """What tied embeddings may exchange with others that they are added to: what the norm before the head ignores."""
+    start = stack.start
+    if start is None or not norm.centred or not head.bias or head.weight not in start.axes:
+        return EMPTY
+    flows: dict[str, Flow] = {}
+    for number, spans in enumerate(start.sums):
+        rows = next((span.rows for span in spans), None)
+        if spans and (number == 0 or start.padded):
+            tied = Span(head.weight, rows=rows if number else None)
+            flows[f"tied_exchange{number or ''}"] = TiedExchange(tied, spans[0], norm.weight, norm.bias, head.bias)
+    return scoped(Symmetry({}, {}, flows=flows), stack.scope)
 
 
 def _start_symmetry(stack: Stack, approximate: bool) -> Symmetry:
@@ -42,12 +97,13 @@ def _start_symmetry(stack: Stack, approximate: bool) -> Symmetry:
         return EMPTY
     prenorm = all(layer.prenorm for layer in stack.layers)
     centred = prenorm and all(layer.centred_readers for layer in stack.layers)
+    centred = centred and all(b.before for layer in stack.layers for b in layer.branches)
     judged = start.norm.centred if start.norm else centred
     flows: dict[str, Flow] = {}
     for number, spans in enumerate(start.sums):
         for other, span in enumerate(spans[1:], start=1):
             sources = (spans[0], *(start.masks if number == 0 else ()))
-            flows[f"exchange_{number}_{other}"] = Compensation(sources, (), (span,), mean_free=judged)
+            flows[f"exchange_{number}_{other}"] = Compensation(sources, (), (span,), "mean_free" if judged else "all")
     shifts: dict[str, dict[str, str]] = {}
     if judged and not start.bent:
         last = {span.parameter: "_ " * (start.axes[span.parameter] - 1) + "1" for span in start.spans}
@@ -56,6 +112,16 @@ def _start_symmetry(stack: Stack, approximate: bool) -> Symmetry:
                   for key, pattern in (last | first).items()}
     if start.norm and start.norm.bias and centred:
         shifts["entry_mean"] = {start.norm.bias: "1"}
+    first = stack.layers[0].branches[0]
+    spans = [span for span in (start.sums[0][-1:] if start.sums else ()) if not start.norm]
+    if start.norm and not first.outer and not first.before:
+        flows |= row_flows(start.norm, readers_of(first.core))
+    if spans and first.outer and first.core.writer.bias:
+        readers = readers_of(first.core)
+        if all(reader.absorbs for reader in readers.values()):
+            back = Span(first.core.writer.bias)
+            flows["entry_bias"] = Compensation((spans[0],), tuple(readers.values()), (back,))
+    flows |= {f"unread_{i}": Unread(span.parameter, span.rows) for i, span in enumerate(start.dead) if span.rows}
     if start.norm and start.whole and not start.bent and (approximate or start.norm.scale_free):
         flows["embedding_scale"] = StreamScale(_start_axes(start))
     return Symmetry({}, {}, shifts=shifts, flows=flows)
@@ -105,7 +171,7 @@ def _known(stack: Stack) -> bool:
 
 def _scales(stack: Stack, approximate: bool) -> bool:
     start, final = stack.start, stack.final
-    if start is None or start.bent and not start.norm or final is None or not _known(stack):
+    if start is None or (start.bent and not start.norm) or final is None or not _known(stack):
         return False
     norms = [final, *(b.before for layer in stack.layers for b in layer.branches)]
     if not all(layer.prenorm for layer in stack.layers) or not all(norms):
@@ -126,12 +192,7 @@ def _writers(stack: Stack) -> Iterator[Axis]:
         yield from _start_axes(start)
     for layer in stack.layers:
         for branch in layer.branches:
-            if branch.after:
-                yield Axis(branch.after.weight, 0, offset=branch.after.offset)
-                if branch.after.bias:
-                    yield Axis(branch.after.bias, 0)
-            else:
-                yield from branch.core.writer.written
+            yield from branch.written
 
 
 def _start_axes(start: Start) -> tuple[Axis, ...]:
@@ -145,7 +206,7 @@ def _rotation(group: Sequence[Stack], writers: Sequence[Axis]) -> StreamRotation
     for stack in group:
         assert stack.final is not None
         pairs = [(b.before, b.core.consumers) for layer in stack.layers for b in layer.branches]
-        for norm, consumers in [*pairs, (stack.final, stack.readers)]:
+        for norm, consumers in [*pairs, (stack.final, tuple(linear for linear, _ in stack.readers))]:
             assert norm is not None
             readers += [linear.read(norm) for linear in consumers]
             biases += [Axis(norm.bias, 0, norm.weight, norm.offset)] if norm.bias else []

@@ -53,12 +53,14 @@ class Linear:
     def read(self, norm: Norm | None = None) -> Axis:
         """The axis of the weight that holds the inputs, with the gain in front of them."""
         index = (1 if self.lead else 0) + (0 if self.transposed else 1)
-        return Axis(self.weight, index, norm.weight if norm else None, norm.offset if norm else 0.0)
+        return Axis(self.weight, index, norm.weight if norm else None, norm.offset if norm else 0.0,
+                    self.part, self.parts)
 
     @property
     def reader(self) -> Reader:
         """The map as a reader of its inputs."""
-        return Reader(self.weight, Span(self.bias) if self.bias else None, self.transposed)
+        bias = Span(self.bias, self.part, self.parts) if self.bias else None
+        return Reader(self.weight, bias, self.transposed, part=self.part, parts=self.parts)
 
 
 @dataclass(frozen=True)
@@ -188,7 +190,9 @@ class MLP:
 class Branch:
     """What a layer adds to the residual stream, with the norms around it:
 
-        x <- outer(x + after(core(before(x)))),     each of the norms may be absent.
+        x <- outer(x + scale after(core(before(x)))),     each of the norms may be absent.
+
+    scale : the parameter that multiplies what is added, coordinate by coordinate, if there is one.
     """
 
     name: str
@@ -196,11 +200,20 @@ class Branch:
     before: Norm | None = None
     after: Norm | None = None
     outer: Norm | None = None
+    scale: str | None = None
 
     def renamed(self, rule: Rule) -> Branch:
         """The same branch under other names."""
         norms = (norm.renamed(rule) if norm else None for norm in (self.before, self.after, self.outer))
-        return Branch(self.name, self.core.renamed(rule), *norms)
+        return Branch(self.name, self.core.renamed(rule), *norms, rule(self.scale) if self.scale else None)
+
+    @property
+    def written(self) -> tuple[Axis, ...]:
+        """What writes to the stream, with the gain through which it does."""
+        if self.after:
+            own = [self.after.weight, *([self.after.bias] if self.after.bias else [])]
+            return tuple(Axis(name, 0, offset=self.after.offset if name == self.after.weight else 0.0) for name in own)
+        return tuple(replace(axis, gain=self.scale) for axis in self.core.writer.written)
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,10 @@ from symgeo.symmetry.blocks import Block
 from symgeo.symmetry.check import CheckReport, GroupReport, check
 from symgeo.symmetry.dimension import vertical_dimension
 from symgeo.symmetry.element import Element
-from symgeo.symmetry.flow import Compensation, Flow, RowFreedom, Shear
+from symgeo.symmetry.exchange import TiedExchange, Unread
+from symgeo.symmetry.flow import Compensation, Flow, MeanWrite, RowFreedom, Shear
 from symgeo.symmetry.layout import Dim, assemble, split
+from symgeo.symmetry.norm_bias import NormBias
 from symgeo.symmetry.pattern import Pattern, parse
 from symgeo.symmetry.reader import Reader, Span
 from symgeo.symmetry.spec import Symmetry
@@ -22,6 +24,8 @@ __all__ = [
     "Element",
     "Flow",
     "GroupReport",
+    "MeanWrite",
+    "NormBias",
     "OffsetTrade",
     "Pattern",
     "Reader",
@@ -31,6 +35,8 @@ __all__ = [
     "StreamRotation",
     "StreamScale",
     "Symmetry",
+    "TiedExchange",
+    "Unread",
     "assemble",
     "check",
     "parse",

@@ -86,14 +86,14 @@ class Compensation(Shear):
     that read it and, where it is passed on by a residual connection, that of the next map that writes there;
     with sources and writers alone, what two embeddings exchange.
 
-    mean_free: only translations whose entries sum to 0 (the first n - 1 are the coordinates), where those by a
-    constant are counted elsewhere.
+    within: "all" translations; "mean_free" ones, whose entries sum to 0 (the first n - 1 are the coordinates), where
+    those by a constant are counted elsewhere; or those by a constant, "mean".
     """
 
     sources: tuple[Span, ...]
     readers: tuple[Reader, ...] = ()
     writers: tuple[Span, ...] = ()
-    mean_free: bool = False
+    within: str = "all"
 
     def __post_init__(self) -> None:
         for reader in self.readers:
@@ -123,16 +123,19 @@ class Compensation(Shear):
         """The length of a source."""
         size = self.sources[0].size(shapes)
         for span in (*self.sources, *self.writers):
-            _check_length(self, span.parameter, span.size(shapes), size)
+            check_length(self, span.parameter, span.size(shapes), size)
         for reader in self.readers:
             outputs, inputs = reader.sizes(shapes)
-            _check_length(self, reader.weight, inputs, size)
+            check_length(self, reader.weight, inputs, size)
             _check_bias(self, reader, outputs, shapes)
-        return size - 1 if self.mean_free else size
+        return {"all": size, "mean_free": size - 1, "mean": 1}[self.within]
 
     def displacement(self, t: Tensor, params: Params) -> dict[str, Tensor]:
         """+t, -W t and -t."""
-        t = torch.cat([t, -t.sum().unsqueeze(0)]) if self.mean_free else t
+        if self.within == "mean_free":
+            t = torch.cat([t, -t.sum().unsqueeze(0)])
+        elif self.within == "mean":
+            t = t.expand(self.sources[0].size({name: tuple(x.shape) for name, x in params.items()}))
         spans = [(span, t) for span in self.sources] + [(span, -t) for span in self.writers]
         steps = [{span.parameter: span.embed(step, params[span.parameter])} for span, step in spans]
         steps += [reader.takes_back(reader.product(t, params), params) for reader in self.readers]
@@ -179,22 +182,62 @@ class RowFreedom(Shear):
     def dimension(self, shapes: Shapes) -> int:
         """The number of outputs of the map."""
         outputs, inputs = self.reader.sizes(shapes)
-        _check_length(self, self.gain, shapes[self.gain][-1], inputs)
+        check_length(self, self.gain, shapes[self.gain][-1], inputs)
         if self.shift:
-            _check_length(self, self.shift, shapes[self.shift][-1], inputs)
+            check_length(self, self.shift, shapes[self.shift][-1], inputs)
             _check_bias(self, self.reader, outputs, shapes)
         return outputs
 
     def displacement(self, t: Tensor, params: Params) -> dict[str, Tensor]:
         """u a^T and -u (a . c)."""
-        a = _annihilator(params[self.gain].to(t.dtype))
-        moved = {self.reader.weight: torch.outer(a, t) if self.reader.transposed else torch.outer(t, a)}
+        a = annihilator(params[self.gain].to(t.dtype))
+        moved = {self.reader.weight: self.reader.embed(torch.outer(t, a), params[self.reader.weight])}
         if self.shift:
             moved |= self.reader.takes_back(t * (a @ params[self.shift].to(t.dtype)), params)
         return moved
 
 
-def _annihilator(gain: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class MeanWrite(Shear):
+    """The mean direction of what a map writes through a gain to a stream whose readers remove the mean:
+
+        W += a t^T,   b += a t_0,   a = min|g| / (g sqrt(n))   (t: one number for each input of W, n: the width)
+
+    since g * a is constant. Where gains are zero, a is the indicator of the first.
+    """
+
+    writer: Reader
+    gain: str
+
+    @property
+    def moves(self) -> tuple[str, ...]:
+        """The weight and the bias of the map."""
+        return (self.writer.weight, *self.writer.moves)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The gain."""
+        return (self.gain,)
+
+    def renamed(self, rule: Rule) -> MeanWrite:
+        """The same flow with every parameter name replaced."""
+        return MeanWrite(self.writer.renamed(rule), rule(self.gain))
+
+    def dimension(self, shapes: Shapes) -> int:
+        """The number of inputs of the map, and one more for its bias."""
+        outputs, inputs = self.writer.sizes(shapes)
+        check_length(self, self.gain, shapes[self.gain][-1], outputs)
+        return inputs + (1 if self.writer.bias else 0)
+
+    def displacement(self, t: Tensor, params: Params) -> dict[str, Tensor]:
+        """a t^T and a t_0."""
+        a = annihilator(params[self.gain].to(t.dtype))
+        row, bias = (t[1:], self.writer.bias) if self.writer.bias else (t, None)
+        moved = {self.writer.weight: self.writer.embed(torch.outer(a, row), params[self.writer.weight])}
+        return moved | ({bias.parameter: bias.embed(a * t[0], params[bias.parameter])} if bias else {})
+
+
+def annihilator(gain: Tensor) -> Tensor:
     """The direction a with a . (gain * y) = 0 for all y of mean zero."""
     zero = gain == 0
     first = zero & (zero.cumsum(0) == 1)
@@ -219,12 +262,13 @@ def _check_apart(flow: Flow) -> None:
 
 def _check_bias(flow: Flow, reader: Reader, outputs: int, shapes: Shapes) -> None:
     if reader.bias:
-        _check_length(flow, reader.bias.parameter, reader.bias.size(shapes), outputs)
+        check_length(flow, reader.bias.parameter, reader.bias.size(shapes), outputs)
     elif reader.then and not reader.free:
-        _check_length(flow, reader.then.weight, reader.then.sizes(shapes)[1], outputs)
+        check_length(flow, reader.then.weight, reader.then.sizes(shapes)[1], outputs)
         _check_bias(flow, reader.then, reader.then.sizes(shapes)[0], shapes)
 
 
-def _check_length(flow: Flow, parameter: str, found: int, needed: int) -> None:
+def check_length(flow: Flow, parameter: str, found: int, needed: int) -> None:
+    """Raise SymmetryError if a parameter does not have the length that a flow needs."""
     if found != needed:
         raise SymmetryError(f"{type(flow).__name__}: parameter {parameter!r} has length {found}, needed {needed}")

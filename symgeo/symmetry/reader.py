@@ -58,7 +58,8 @@ class Reader:
     `then`, which alone reads y and has means of its own (values, whose change the output bias takes back).
 
     transposed: the weight is stored (in, out). groups, repeat: x is the concatenation of groups, each repeated
-    so many times one after the other, as the values of grouped queries are.
+    so many times one after the other, as the values of grouped queries are. part, parts: W is one of several
+    consecutive slices of the outputs of the weight, of these relative sizes.
     """
 
     weight: str
@@ -68,6 +69,8 @@ class Reader:
     repeat: int = 1
     free: bool = False
     then: Reader | None = None
+    part: int = 0
+    parts: tuple[int, ...] = (1,)
 
     @property
     def absorbs(self) -> bool:
@@ -97,13 +100,23 @@ class Reader:
         """(outputs, inputs), a repeated input counted once."""
         rows, columns = shapes[self.weight]
         outputs, inputs = (columns, rows) if self.transposed else (rows, columns)
-        return outputs, inputs // self.repeat
+        return outputs * self.parts[self.part] // sum(self.parts), inputs // self.repeat
 
     def product(self, t: Tensor, params: Params) -> Tensor:
         """W t."""
         weight = params[self.weight].to(t.dtype)
         x = t.reshape(self.groups, 1, -1).expand(-1, self.repeat, -1).reshape(-1)
-        return (weight.mT if self.transposed else weight) @ x
+        return ((weight.mT if self.transposed else weight) @ x)[self._slice(weight)]
+
+    def embed(self, rows: Tensor, like: Tensor) -> Tensor:
+        """What changes of W (outputs, inputs) are as a change of the weight."""
+        here, total = self._slice(like), like.shape[1 if self.transposed else 0]
+        whole = torch.nn.functional.pad(rows, (0, 0, here.start, total - here.stop))
+        return whole.mT if self.transposed else whole
+
+    def _slice(self, weight: Tensor) -> slice:
+        unit = weight.shape[1 if self.transposed else 0] // sum(self.parts)
+        return slice(sum(self.parts[: self.part]) * unit, sum(self.parts[: self.part + 1]) * unit)
 
     def takes_back(self, change: Tensor, params: Params) -> dict[str, Tensor]:
         """The steps that undo a constant `change` (outputs) of y."""

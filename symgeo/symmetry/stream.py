@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from math import isqrt
 
 import torch
@@ -20,13 +22,16 @@ class Axis:
     """One axis of a parameter along which the coordinates of a residual stream run.
 
     gain, offset: the parameter is a map (or the bias of a norm) behind a norm with this gain, stored less `offset`
-    (1 where the norm multiplies by 1 + gain).
+    (1 where the norm multiplies by 1 + gain); or it writes to the stream through this gain.
+    part, parts: only one of several consecutive slices of its first axis, of these relative sizes.
     """
 
     parameter: str
     index: int
     gain: str | None = None
     offset: float = 0.0
+    part: int = 0
+    parts: tuple[int, ...] = (1,)
 
     def renamed(self, rule: Rule) -> Axis:
         """The same axis of another parameter."""
@@ -35,6 +40,15 @@ class Axis:
     def factor(self, params: Params, dtype: torch.dtype) -> Tensor | None:
         """The gain itself."""
         return None if self.gain is None else params[self.gain].to(dtype) + self.offset
+
+    def mapped(self, x: Tensor, change: Callable[[Tensor], Tensor], keep: bool = True) -> Tensor:
+        """The parameter ``x`` with ``change``, which acts on its last axis, applied along this axis to this slice;
+        the other slices as they are, or 0."""
+        unit = x.shape[0] // sum(self.parts)
+        pieces = x.split([part * unit for part in self.parts]) if len(self.parts) > 1 else (x,)
+        done = [change(piece.movedim(self.index, -1)).movedim(-1, self.index) if i == self.part else
+                piece if keep else torch.zeros_like(piece) for i, piece in enumerate(pieces)]
+        return torch.cat(done) if len(done) > 1 else done[0]
 
 
 @dataclass(frozen=True)
@@ -91,11 +105,21 @@ class StreamRotation(Flow):
         """Everything rotated by the Cayley transform of t."""
         k = self._skew(t)
         one = torch.eye(len(k), dtype=k.dtype, device=k.device)
-        return self._apply(self._whole(torch.linalg.solve(one - 0.5 * k, one + 0.5 * k), 1.0), params)
+        r = self._whole(torch.linalg.solve(one - 0.5 * k, one + 0.5 * k), 1.0)
+        moved: dict[str, Tensor] = {}
+        for axis, change in self._changes(r, params):
+            x = moved.get(axis.parameter, params[axis.parameter].to(r.dtype))
+            moved[axis.parameter] = axis.mapped(x, change)
+        return moved
 
     def vertical(self, t: Tensor, params: Params) -> dict[str, Tensor]:
         """K W, W g K^T g^-1, g K (b / g)."""
-        return self._apply(self._whole(self._skew(t), 0.0), params)
+        k = self._whole(self._skew(t), 0.0)
+        moved: dict[str, Tensor] = {}
+        for axis, change in self._changes(k, params):
+            step = axis.mapped(params[axis.parameter].to(k.dtype), change, keep=False)
+            moved[axis.parameter] = moved[axis.parameter] + step if axis.parameter in moved else step
+        return moved
 
     def _axes(self) -> tuple[Axis, ...]:
         return (*self.writers, *self.readers, *self.biases)
@@ -107,7 +131,7 @@ class StreamRotation(Flow):
     def _rows(self, axis: Axis, params: Params) -> Tensor:
         x, gain = params[axis.parameter].double(), axis.factor(params, torch.float64)
         x = x.movedim(axis.index, -1).reshape(-1, x.shape[axis.index])
-        return x if gain is None else x * gain
+        return x if gain is None else x * gain  # a slice of a weight spans less; the rest of it counts too
 
     def _skew(self, t: Tensor) -> Tensor:
         n = (1 + isqrt(1 + 8 * t.shape[-1])) // 2
@@ -128,25 +152,26 @@ class StreamRotation(Flow):
         corner = corner + fixed * torch.nn.functional.pad(r.new_ones(1, 1), (0, n - 1, 0, n - 1))
         return h @ corner @ h
 
-    def _apply(self, r: Tensor, params: Params) -> dict[str, Tensor]:
-        moved: dict[str, Tensor] = {}
-        for axes, inward in ((self.writers, False), (self.readers, True), (self.biases, False)):
+    def _changes(self, r: Tensor, params: Params) -> Iterator[tuple[Axis, Callable[[Tensor], Tensor]]]:
+        """Every axis with what a matrix does to vectors along it."""
+        for axes, bias in (((*self.writers, *self.readers), False), (self.biases, True)):
             for axis in axes:
                 gain = axis.factor(params, r.dtype)
-                x = params[axis.parameter].to(r.dtype).movedim(axis.index, -1)
-                if gain is None:
-                    y = x @ r.mT
-                else:
-                    y = (x * gain) @ r.mT / gain if inward else (x / gain) @ r.mT * gain
-                moved[axis.parameter] = y.movedim(-1, axis.index)
-        return moved
+                around = torch.ones((), dtype=r.dtype, device=r.device) if gain is None else 1 / gain if bias else gain
+                yield axis, partial(_conjugated, r, around)
+
+
+def _conjugated(r: Tensor, around: Tensor, x: Tensor) -> Tensor:
+    return (x * around) @ r.mT / around
 
 
 @dataclass(frozen=True)
 class OffsetTrade(Flow):
     """The gain of a norm that multiplies by ``offset + gain``, against what it is multiplied with:
 
-        gain + offset <- e^t (gain + offset),     readers  W <- W e^-t along the axis,     gains likewise
+        gain + offset <- e^t (gain + offset),     bias <- e^t bias,     readers  W <- W e^-t along the axis,
+
+    and the gains ``against`` it likewise.
 
     period: coordinates repeat after so many entries (a gain that is the same within each plane of rotary positions);
     against: gains (axes with no gain of their own) that take the factor back, stored with their offsets.
@@ -157,11 +182,13 @@ class OffsetTrade(Flow):
     readers: tuple[Axis, ...] = ()
     against: tuple[Axis, ...] = ()
     period: int = 1
+    bias: str | None = None
 
     @property
     def moves(self) -> tuple[str, ...]:
         """The gain and all that takes its factor back."""
-        return unique([self.gain, *(axis.parameter for axis in (*self.readers, *self.against))])
+        own = [self.gain, *([self.bias] if self.bias else [])]
+        return unique([*own, *(axis.parameter for axis in (*self.readers, *self.against))])
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -171,7 +198,7 @@ class OffsetTrade(Flow):
     def renamed(self, rule: Rule) -> OffsetTrade:
         """The same flow with every parameter name replaced."""
         sides = (tuple(a.renamed(rule) for a in side) for side in (self.readers, self.against))
-        return OffsetTrade(rule(self.gain), self.offset, *sides, self.period)
+        return OffsetTrade(rule(self.gain), self.offset, *sides, self.period, rule(self.bias) if self.bias else None)
 
     def dimension(self, shapes: Shapes) -> int:
         """The length of the gain over the period."""
@@ -181,9 +208,10 @@ class OffsetTrade(Flow):
         """The gain multiplied, the readers divided."""
         factor = t.repeat(self.period).exp()
         moved = {self.gain: (params[self.gain].to(t.dtype) + self.offset) * factor - self.offset}
+        moved |= {self.bias: params[self.bias].to(t.dtype) * factor} if self.bias else {}
         for axis in self.readers:
-            x = params[axis.parameter].to(t.dtype).movedim(axis.index, -1)
-            moved[axis.parameter] = (x / factor).movedim(-1, axis.index)
+            x = moved.get(axis.parameter, params[axis.parameter].to(t.dtype))
+            moved[axis.parameter] = axis.mapped(x, lambda x: x / factor)
         for axis in self.against:
             moved[axis.parameter] = (params[axis.parameter].to(t.dtype) + axis.offset) / factor - axis.offset
         return moved
@@ -192,9 +220,11 @@ class OffsetTrade(Flow):
         """(gain + offset) t, -W t."""
         rate = t.repeat(self.period)
         moved = {self.gain: (params[self.gain].to(t.dtype) + self.offset) * rate}
+        moved |= {self.bias: params[self.bias].to(t.dtype) * rate} if self.bias else {}
         for axis in self.readers:
-            x = params[axis.parameter].to(t.dtype).movedim(axis.index, -1)
-            moved[axis.parameter] = -(x * rate).movedim(-1, axis.index)
+            x = params[axis.parameter].to(t.dtype)
+            step = axis.mapped(x, lambda x: -x * rate, keep=False)
+            moved[axis.parameter] = moved[axis.parameter] + step if axis.parameter in moved else step
         for axis in self.against:
             moved[axis.parameter] = -(params[axis.parameter].to(t.dtype) + axis.offset) * rate
         return moved

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from symgeo.groups import Permutation, PositiveScaling
 from symgeo.models.families._transformers import path, rows
-from symgeo.models.family import AttentionNames, Embeddings, Family, Head, MLPNames
+from symgeo.models.family import AttentionNames, Embeddings, Extra, Family, Head, MLPNames
+from symgeo.symmetry import Symmetry
 
 _LAST = "encoder.layer.*.output.LayerNorm"
 
 
-def _family(name: str, module: str, prefix: str, heads: dict[str, str]) -> Family:
+def _family(name: str, module: str, prefix: str, heads: dict[str, str], masked: Head, padding: str = "") -> Family:
     return Family(
         name=name,
         layer=path(module, f"{prefix}Layer"),
@@ -25,21 +27,21 @@ def _family(name: str, module: str, prefix: str, heads: dict[str, str]) -> Famil
             owner=path(module, f"{prefix}Model"),
             sums=(rows("embeddings.word_embeddings.weight", "embeddings.position_embeddings.weight",
                        "embeddings.token_type_embeddings.weight"),),
-            norm="embeddings.LayerNorm",
+            norm="embeddings.LayerNorm", padding=padding,
         ),
-        heads=tuple(Head(path(module, f"{prefix}{owner}"), f"{module}.{_LAST}", linear)
-                    for owner, linear in heads.items()),
+        heads=(*(Head(path(module, f"{prefix}{owner}"), f"{module}.{_LAST}", linear)
+                 for owner, linear in heads.items()), masked),
     )
 
 
 BERT = _family("BERT", "bert", "Bert", {
     "ForSequenceClassification": "bert.pooler.dense", "ForTokenClassification": "classifier",
     "ForMaskedLM": "cls.predictions.transform.dense", "ForQuestionAnswering": "qa_outputs",
-})
+}, Head(path("bert", "BertForMaskedLM"), "cls.predictions.transform.LayerNorm", "cls.predictions.decoder"))
 ROBERTA = _family("RoBERTa", "roberta", "Roberta", {
     "ForSequenceClassification": "classifier.dense", "ForTokenClassification": "classifier",
     "ForMaskedLM": "lm_head.dense", "ForQuestionAnswering": "qa_outputs",
-})
+}, Head(path("roberta", "RobertaForMaskedLM"), "lm_head.layer_norm", "lm_head.decoder"), "embeddings.padding_idx")
 _DISTILBERT = "distilbert.transformer.layer.*.output_layer_norm"
 DISTILBERT = Family(
     name="DistilBERT",
@@ -58,9 +60,17 @@ DISTILBERT = Family(
         sums=(rows("embeddings.word_embeddings.weight", "embeddings.position_embeddings.weight"),),
         norm="embeddings.LayerNorm",
     ),
-    heads=tuple(Head(path("distilbert", f"DistilBertFor{owner}"), _DISTILBERT, linear) for owner, linear in (
-        ("SequenceClassification", "pre_classifier"), ("MaskedLM", "vocab_transform"),
-        ("TokenClassification", "classifier"), ("QuestionAnswering", "qa_outputs"))),
+    heads=(
+        *(Head(path("distilbert", f"DistilBertFor{owner}"), _DISTILBERT, linear) for owner, linear in (
+            ("SequenceClassification", "pre_classifier"), ("MaskedLM", "vocab_transform"),
+            ("TokenClassification", "classifier"), ("QuestionAnswering", "qa_outputs"))),
+        Head(path("distilbert", "DistilBertForMaskedLM"), "vocab_layer_norm", "vocab_projector"),
+    ),
+    extras=(Extra(  # a hidden layer with ReLU
+        path("distilbert", "DistilBertForSequenceClassification"),
+        Symmetry({"pre_classifier.weight": "(t u) _", "pre_classifier.bias": "(t u)", "classifier.weight": "_ (t u*)"},
+                 {"t": Permutation(), "u": PositiveScaling(per="t")}),
+    ),),
 )
 
 FAMILIES = (ROBERTA, DISTILBERT, BERT)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from symgeo.groups import GeneralLinear
 from symgeo.models.families._transformers import heads, path, rows, tokens
-from symgeo.models.family import AttentionNames, Embeddings, Extra, Family, MLPNames
-from symgeo.symmetry import Symmetry
+from symgeo.models.family import AttentionNames, Embeddings, Extra, Family, Head, MLPNames
+from symgeo.symmetry import Span, Symmetry
 
 GPT2 = Family(
     name="GPT-2",
@@ -36,7 +38,7 @@ GPT_NEOX = Family(
     final_norm="final_layer_norm",
     heads=heads("gpt_neox", "GPTNeoX", "gpt_neox.final_layer_norm", ForCausalLM="lm_head",
                 ForSequenceClassification="score", ForTokenClassification="classifier"),
-    embeddings=tokens("gpt_neox", "GPTNeoXModel", "embed_in.weight"),
+    embeddings=(tokens("gpt_neox", "GPTNeoXModel", "embed_in.weight"),),
 )
 PHI = Family(
     name="Phi",
@@ -55,8 +57,9 @@ PHI = Family(
     final_norm="final_layernorm",
     heads=heads("phi", "Phi", "model.final_layernorm", ForCausalLM="lm_head", ForSequenceClassification="score",
                 ForTokenClassification="score"),
-    embeddings=tokens("phi", "PhiModel"),
+    embeddings=(tokens("phi", "PhiModel"),),
 )
+_UNREAD = (Span("embed_positions.weight", rows=(0, 2)),)  # positions are counted from 2
 OPT = Family(
     name="OPT",
     layer=path("opt", "OPTDecoderLayer"),
@@ -70,10 +73,16 @@ OPT = Family(
     prenorm="do_layer_norm_before",
     stack=path("opt", "OPTDecoder"),
     final_norm="final_layer_norm",
-    heads=(*heads("opt", "OPT", "model.decoder.final_layer_norm", ForCausalLM="lm_head",
-                  ForSequenceClassification="score"),),
-    embeddings=Embeddings(
-        owner=path("opt", "OPTDecoder"), sums=(rows("embed_tokens.weight", "embed_positions.weight"),),
+    heads=(
+        Head(path("opt", "OPTDecoder"), "final_layer_norm", "project_out"),
+        *(replace(head, unless="model.decoder.project_out") for head in heads(
+            "opt", "OPT", "model.decoder.final_layer_norm", ForCausalLM="lm_head", ForSequenceClassification="score")),
+    ),
+    embeddings=(
+        Embeddings(path("opt", "OPTDecoder"), sums=(rows("embed_positions.weight"),), weights=("project_in.weight",),
+                   dead=_UNREAD, needs="project_in"),
+        Embeddings(path("opt", "OPTDecoder"), sums=(rows("embed_tokens.weight", "embed_positions.weight"),),
+                   dead=_UNREAD),
     ),
     extras=(Extra(  # embeddings of another width than the stream
         path("opt", "OPTDecoder"),
@@ -90,6 +99,7 @@ BLOOM = Family(
         heads="self_attention.num_heads", ordered=True,
     ),
     mlp=MLPNames(up="mlp.dense_h_to_4h", down="mlp.dense_4h_to_h"),
+    bypass="apply_residual_connection_post_layernorm",
     attention_norm="input_layernorm",
     mlp_norm="post_attention_layernorm",
     stack=path("bloom", "BloomModel"),

@@ -20,7 +20,7 @@ def _family(name: str, module: str, attention: AttentionNames = ROTARY, mlp: MLP
         mlp_norm="post_attention_layernorm",
         stack=path(module, model),
         final_norm="norm",
-        embeddings=tokens(module, model),
+        embeddings=(tokens(module, model),),
         heads=heads(module, prefix, "model.norm", ForCausalLM="lm_head", ForSequenceClassification="score",
                     ForTokenClassification="score"),
     )

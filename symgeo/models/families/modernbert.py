@@ -13,8 +13,10 @@ MODERNBERT = Family(
     mlp_norm="mlp_norm",
     stack=path("modernbert", "ModernBertModel"),
     final_norm="final_norm",
-    heads=tuple(Head(path("modernbert", f"ModernBertFor{owner}"), "model.final_norm", "head.dense")
-                for owner in ("MaskedLM", "SequenceClassification", "TokenClassification")),
+    heads=tuple(head for owner, last in (("MaskedLM", "decoder"), ("SequenceClassification", "classifier"),
+                                         ("TokenClassification", "classifier"))
+                for head in (Head(path("modernbert", f"ModernBertFor{owner}"), "model.final_norm", "head.dense"),
+                             Head(path("modernbert", f"ModernBertFor{owner}"), "head.norm", last))),
     embeddings=Embeddings(path("modernbert", "ModernBertModel"), sums=(rows("embeddings.tok_embeddings.weight"),),
                           norm="embeddings.norm"),
 )

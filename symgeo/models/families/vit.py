@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from symgeo.groups import Orthogonal, PositiveScaling
 from symgeo.models.families._transformers import PLAIN, path, rows
 from symgeo.models.families.torch_nn import MultiheadNames
@@ -50,8 +52,14 @@ _ATTENTION = AttentionNames(
 )
 
 
-def _tower(name: str, module: str, prefix: str, final_norm: str, embeddings: Embeddings, heads: tuple[Head, ...],
+def _tower(name: str, module: str, prefix: str, norm: str, tables: tuple[Embeddings, ...], heads: tuple[Head, ...],
            extras: tuple[Extra, ...] = ()) -> Family:
+    """Both towers; their last norms stand in the models around the stacks."""
+    vision, text = (path(module, f"{prefix}{kind}Model") for kind in ("Vision", "Text"))
+    words = Embeddings(text, sums=(rows("embeddings.token_embedding.weight", "embeddings.position_embedding.weight"),))
+    both = path(module, f"{prefix}Model")
+    pairs = (Head(both, "text_model.final_layer_norm", norm, stack="text_model.encoder"),)
+    alone = (Head(text, "final_layer_norm", "", stack="encoder"),)
     return Family(
         name=name,
         layer=path(module, f"{prefix}EncoderLayer"),
@@ -60,27 +68,31 @@ def _tower(name: str, module: str, prefix: str, final_norm: str, embeddings: Emb
         attention_norm="layer_norm1",
         mlp_norm="layer_norm2",
         stack=path(module, f"{prefix}Encoder"),
-        final_norm=final_norm,
-        embeddings=embeddings,
-        heads=heads,
+        embeddings=(words, *(replace(table, owner=vision) for table in tables)),
+        heads=(*pairs, *heads, *alone),
         extras=extras,
     )
 
 
-def _text(module: str, prefix: str) -> Embeddings:
-    return Embeddings(path(module, f"{prefix}TextModel"),
-                      sums=(rows("embeddings.token_embedding.weight", "embeddings.position_embedding.weight"),))
-
-
+_POSITION = "embeddings.position_embedding.weight"
 CLIP = _tower(
-    "CLIP", "clip", "CLIP", "", _text("clip", "CLIP"), (),
+    "CLIP", "clip", "CLIP", "text_projection",
+    (Embeddings("", sums=((Span("embeddings.class_embedding"), Span(_POSITION, rows=(0, 1))),
+                          (Span(_POSITION, rows=(1, None)),)),
+                weights=("embeddings.patch_embedding.weight",), norm="pre_layrnorm"),),
+    (Head(path("clip", "CLIPModel"), "vision_model.post_layernorm", "visual_projection", stack="vision_model.encoder"),),
     extras=(Extra(  # features are normalised and multiplied: lengths are lost, and both may be turned
         path("clip", "CLIPModel"),
         Symmetry({"visual_projection.weight": "(p x) _", "text_projection.weight": "(p y) _"},
                  {"p": Orthogonal(), "x": PositiveScaling(), "y": PositiveScaling()}, {"x": 1, "y": 1}),
     ),),
 )
-SIGLIP = _tower("SigLIP", "siglip", "Siglip", "", _text("siglip", "Siglip"), ())
+SIGLIP = _tower(
+    "SigLIP", "siglip", "Siglip", "text_model.head",
+    (Embeddings("", sums=((Span("embeddings.patch_embedding.bias"), Span(_POSITION)),),
+                weights=("embeddings.patch_embedding.weight",)),),
+    (Head(path("siglip", "SiglipVisionModel"), "post_layernorm", "", stack="encoder"),),
+)
 SIGLIP_POOLING = Family(
     name="SigLIP pooling",
     layer=path("siglip", "SiglipMultiheadAttentionPoolingHead"),
@@ -96,6 +108,8 @@ TIMM = Family(
     mlp=MLPNames(up="mlp.fc1", down="mlp.fc2", activation="mlp.act"),
     attention_norm="norm1",
     mlp_norm="norm2",
+    attention_scale="ls1.gamma",
+    mlp_scale="ls2.gamma",
     stack="timm.models.vision_transformer.VisionTransformer",
     final_norm="norm",
     heads=(Head("timm.models.vision_transformer.VisionTransformer", "norm", "head"),),

@@ -269,6 +269,8 @@ def _explained(
     action: Action, point: Params, trained: list[str], used: Tensor, declared: int, generator: torch.Generator
 ) -> int:
     """The rank of random vertical vectors on the used numbers."""
+    if not declared:
+        return 0
     drawn = [action.random_algebra(generator) for _ in range(declared + _SPARE)]
     stacked = {name: torch.stack([xi[name] for xi in drawn]) for name in drawn[0]}
 

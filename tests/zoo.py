@@ -14,8 +14,6 @@ from zoo_sequence import SEQUENCE
 from zoo_torch import TORCH
 from zoo_vision import VISION
 
-from symgeo.functional import Params
-
 ZOO: dict[str, Callable[..., Case]] = {**ENCODERS, **DECODERS, **SEQUENCE, **VISION, **TORCH}
 
-__all__ = ["ZOO", "Case", "Params", "Sizes", "nullity_of"]
+__all__ = ["ZOO", "Case", "Sizes", "nullity_of"]

@@ -67,8 +67,10 @@ def decoder(s: Sizes, norm: bool = False, **options: Any) -> Case:
 
 
 def transformer(s: Sizes, **options: Any) -> Case:
-    """nn.Transformer."""
-    model = finish(nn.Transformer(s.width, s.heads, s.layers, s.layers, s.hidden, dropout=0.0,
+    """nn.Transformer; its own encoder warns that nested tensors are of no use here."""
+    stack = nn.TransformerEncoder(_layer(s, "Encoder", **options), s.layers, norm=nn.LayerNorm(s.width),
+                                  enable_nested_tensor=False)
+    model = finish(nn.Transformer(s.width, s.heads, s.layers, s.layers, s.hidden, dropout=0.0, custom_encoder=stack,
                                   **{"activation": "gelu"} | options), s)
     n = repeats(model, TIME * s.width)
     x, y = normal(MEMORY, n, s.width, seed=4), normal(TIME, n, s.width)

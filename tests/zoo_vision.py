@@ -9,7 +9,7 @@ from typing import Any
 import timm_layout
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 from zoo_base import LENGTH, Case, Sizes, batches, finish, maker, normal, on_tokens, repeats, tokens
 
 from symgeo.models.tiny_vit import TinyViT
@@ -24,6 +24,11 @@ def on_images(model: nn.Module, s: Sizes, outputs: int, field: str = "logits") -
     model = finish(model, s)
     images = normal(repeats(model, outputs), 1, SIDE, SIDE)
     return Case(model, batches(outputs, pixel_values=images), attrgetter(field))
+
+
+def hidden_and_pooled(output: Any) -> Tensor:
+    """Both outputs of a tower."""
+    return torch.cat([output.last_hidden_state.reshape(-1), output.pooler_output.reshape(-1)])
 
 
 def _tower(s: Sizes, **more: Any) -> dict[str, Any]:
@@ -60,20 +65,21 @@ def vision_tower(s: Sizes, kind: str, **options: Any) -> Case:
 
 
 def pooled_tower(s: Sizes, kind: str, **options: Any) -> Case:
-    """The same up to the pooled output."""
-    config = getattr(transformers, f"{kind}VisionConfig")(**_vision(s), **options)
-    return on_images(getattr(transformers, f"{kind}VisionModel")(config), s, s.width, "pooler_output")
+    """The same with the pooled output."""
+    case = vision_tower(s, kind, **options)
+    return Case(case.model, case.calls, hidden_and_pooled)
 
 
-def text_tower(s: Sizes, kind: str, field: str = "last_hidden_state", **options: Any) -> Case:
+def text_tower(s: Sizes, kind: str, pooled: bool = False, **options: Any) -> Case:
     """The text of CLIP and SigLIP alone."""
     config = getattr(transformers, f"{kind}TextConfig")(**_text(s), **options)
-    numbers = options["projection_size"] if field == "pooler_output" else LENGTH * s.width
-    return on_tokens(getattr(transformers, f"{kind}TextModel")(config), s, numbers, field)
+    case = on_tokens(getattr(transformers, f"{kind}TextModel")(config), s, LENGTH * s.width, "last_hidden_state")
+    return Case(case.model, case.calls, hidden_and_pooled) if pooled else case
 
 
-def pairs(s: Sizes, kind: str, dim: int = 8, **options: Any) -> Case:
-    """CLIP and SigLIP: similarities of images with texts in a space of `dim` dimensions."""
+def pairs(s: Sizes, kind: str, dim: int = 0, **options: Any) -> Case:
+    """CLIP and SigLIP: similarities of images with texts in a space of `dim` dimensions, the width of SigLIP."""
+    dim = dim or s.width
     text, vision = _text(s), _vision(s)
     if kind == "CLIP":
         vision["hidden_size"] -= s.heads
@@ -119,13 +125,13 @@ VISION: dict[str, Callable[..., Case]] = {
     "CLIP": maker(pairs, layers=2, kind="CLIP", dim=5),
     "CLIP, wide projection": maker(pairs, layers=2, kind="CLIP", dim=9),
     "CLIP vision": maker(vision_tower, kind="CLIP"),
-    "CLIP vision, pooled": maker(pooled_tower, layers=2, kind="CLIP"),
+    "CLIP vision, pooled": maker(pooled_tower, kind="CLIP"),
     "CLIP text": maker(text_tower, kind="CLIP"),
     "SigLIP": maker(pairs, kind="Siglip"),
     "SigLIP vision": maker(vision_tower, kind="Siglip", vision_use_head=False),
     "SigLIP vision, pooled": maker(pooled_tower, kind="Siglip"),
     "SigLIP text": maker(text_tower, kind="Siglip", projection_size=3),
-    "SigLIP text, pooled": maker(text_tower, kind="Siglip", projection_size=3, field="pooler_output"),
+    "SigLIP text, pooled": maker(text_tower, kind="Siglip", projection_size=3, pooled=True),
     "timm ViT": maker(timm, layers=2),
     "timm ViT, norms of heads and layer scale": maker(timm, layers=2, qk_norm=True, init_values=0.5),
     "TinyViT": maker(tiny_vit),

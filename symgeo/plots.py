@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from symgeo.merge.barrier import Barrier
     from symgeo.sharpness import SharpnessResult
     from symgeo.study import Correlation, Study
+    from symgeo.symmetry import Symmetry
 
 FORMATS = (".png", ".pdf")
 TINY = 1e-17  # drawn in place of no change at all, which a logarithmic axis has no place for
@@ -29,6 +31,7 @@ LOOK = {
     "geodesic mix": ("#009E73", "D"),
 }
 LINES = (("#D55E00", "o"), ("#0072B2", "s"), ("#009E73", "^"), ("#CC79A7", "D"), ("#E69F00", "v"), ("#555555", "x"))
+PALETTE = ("#0072B2", "#D55E00", "#CC79A7", "#009E73", "#56B4E9", "#F0E442")
 FONT: Any = {
     "font.size": 9,
     "axes.titlesize": 10,
@@ -223,6 +226,45 @@ def plot_spectrum(flatness: Flatness, path: str | Path) -> None:
     panels[0].set_ylabel("eigenvalues per unit, smoothed")
     _legend_below(figure, panels[0])
     _save(figure, path)
+
+
+def plot_symmetry(symmetry: Symmetry, params: Mapping[str, Any], path: str | Path) -> None:
+    """The parameter vector as bars, one for each layer or outer module, its blocks coloured by the group that acts on
+    them; layers that look alike are drawn once."""
+    from symgeo.models.summary import KINDS, NONE, OTHER, block_kinds
+
+    colours = {kind: colour for (kind, _), colour in zip(KINDS, PALETTE)} | {OTHER: "#bbbbbb", NONE: "#eeeeee"}
+    bars = _bars(block_kinds(symmetry.bind(params), params))
+    figure, (axes,) = _figure(1, 1, height=1.2 + 0.32 * len(bars))
+    for place, (_, pieces) in enumerate(bars):
+        left, total = 0.0, sum(size for _, size in pieces)
+        for kind, size in pieces:
+            axes.barh(place, size / total, left=left, height=0.72, color=colours[kind], edgecolor="white", linewidth=0.4)
+            left += size / total
+    for kind in dict.fromkeys(kind for _, pieces in bars for kind, _ in pieces):
+        axes.barh(0, 0, color=colours[kind], label=kind)
+    axes.set_yticks(range(len(bars)), [label for label, _ in bars])
+    axes.set(xlim=(0, 1), xlabel="share of the parameters of the layer, in their order")
+    axes.invert_yaxis()
+    axes.grid(visible=False)
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=4, frameon=False)
+    _save(figure, path)
+
+
+def _bars(kinds: Sequence[tuple[str, list[tuple[str, int]]]]) -> list[tuple[str, list[tuple[str, int]]]]:
+    """Parameters gathered by layer: (label, blocks); a run of layers with equal blocks is one bar."""
+    layers: dict[str, list[tuple[str, int]]] = {}
+    for name, pieces in kinds:
+        found = re.match(r"(.*?\.\d+)\.", name)
+        layers.setdefault(found[1] if found else name.rpartition(".")[0] or name, []).extend(pieces)
+    bars: list[tuple[str, list[tuple[str, int]], int]] = []
+    for label, blocks in layers.items():
+        if bars and bars[-1][1] == blocks and label[-1:].isdigit():
+            bars[-1] = (bars[-1][0], blocks, bars[-1][2] + 1)
+        else:
+            bars.append((label, blocks, 1))
+    return [(f"{label} and {n - 1} more" if n > 1 else label, blocks) for label, blocks, n in bars]
 
 
 def _figure(columns: int, rows: int, height: float, width: float = 8.4) -> tuple[Figure, list[Axes]]:

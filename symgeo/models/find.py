@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from symgeo.errors import SymmetryError
 from symgeo.functional import Params
+from symgeo.models.adapters import adapter_symmetries
+from symgeo.models.detect import Guess, guesses
 from symgeo.models.families import FAMILIES
+from symgeo.models.plain import plain_symmetries
 from symgeo.models.probe import evaluating, full_precision, inputs, output_function
-from symgeo.models.recognise import recognise, symmetry_of, unknown_parts
-from symgeo.models.stack import Found
+from symgeo.models.recognise import recognise, symmetry_of, union, unknown_parts
 from symgeo.symmetry import CheckReport, Symmetry, check
 from symgeo.symmetry.check import Function
 
@@ -21,55 +24,138 @@ from symgeo.symmetry.check import Function
 APPROXIMATE = 1e-2
 
 
-def find_symmetry(model: nn.Module, strict: bool = True, approximate: bool = False) -> Symmetry:
-    """The symmetry of a model whose layers are in the family tables, verified on the model itself.
+@dataclass(frozen=True)
+class Findings:
+    """What a search came to.
 
-    Groups are derived from the structure that a table names (grouped queries, rotary positions, gates,
-    activations, norms) and tried: a random element of every group must leave the outputs on random inputs
-    unchanged.  Keys are the names of ``model.named_parameters()``.  Parameters whose ``requires_grad`` is False
-    are constants: nothing moves them.  The same outputs means in evaluation mode, and from the model's main input
-    (token ids, not ``inputs_embeds``, where embeddings are not frozen): logits where the model has them, and hidden
-    states of the last layer otherwise.  The model is not modified.
+    symmetry : what was found and, but for a model on the meta device, tried
+    found : (where, as what) for every part that was recognised
+    refused : (where, as what) for guesses about unknown parts that a trial refuted
+    unknown : parts with parameters that look like attention, an MLP or a recurrent net and were not recognised
+    tried : whether random elements were applied to the model
+    """
+
+    symmetry: Symmetry
+    found: tuple[tuple[str, str], ...]
+    refused: tuple[tuple[str, str], ...]
+    unknown: tuple[str, ...]
+    tried: bool
+
+
+def find_symmetry(model: nn.Module, strict: bool = True, approximate: bool = False) -> Symmetry:
+    """The symmetry of a model, verified on the model itself.
+
+    Groups are derived from the structure that the family tables name (grouped queries, rotary positions, gates,
+    activations, norms, whole residual streams), from chains of linear maps and convolutions in ``nn.Sequential``, and from
+    the adapters of PEFT; attention and MLPs of models that no table knows are guessed from names and shapes.  All of it is
+    tried: a random element of every group must leave the outputs on random inputs unchanged.  Keys are the names of
+    ``model.named_parameters()``.  Parameters whose ``requires_grad`` is False are constants: nothing moves them.  The same
+    outputs means in evaluation mode, and from the model's main input (token ids, not ``inputs_embeds``, where embeddings
+    are not frozen): logits where the model has them, and hidden states of the last layer otherwise.  The model is not
+    modified.
 
     ``approximate=True`` adds what holds only up to the eps of a norm (exact, and always included, where that is 0).
 
     A model on the meta device has no weights to try anything with: a warning says so.
 
-    Raises ``SymmetryError`` when no layer is known, when a part that looks like attention or an MLP is in no
-    table (with ``strict=False`` a warning, and that part is left alone), or when a derived group does not leave
-    the model unchanged.
+    Raises ``SymmetryError`` when nothing is recognised, when a part that looks like attention or an MLP is not (with
+    ``strict=False`` a warning, and that part is left alone), or when a derived group does not leave the model unchanged.
 
     >>> from symgeo.models.tiny_vit import TinyViT
     >>> symmetry = find_symmetry(TinyViT())
     >>> symmetry.tensors["blocks.0.attention.query.bias"]
     '(H[blocks.0] e[blocks.0]*)'
     """
-    found = recognise(model)
-    unknown = unknown_parts(model, found)
-    if not found:
+    findings = examine(model, approximate)
+    kind, unknown = type(model).__name__, findings.unknown
+    refused = f". Tried and refuted: {_listed(findings.refused)}" if findings.refused else ""
+    if not findings.found:
         known = ", ".join(family.name for family in FAMILIES)
         parts = f"; it has {', '.join(unknown[:4])}" if unknown else ""
         raise SymmetryError(
-            f"find_symmetry: {type(model).__name__} has no layer of a known family (known: {known}){parts}. "
-            "Declare its symmetry with symgeo.Symmetry and verify it with symgeo.check"
+            f"find_symmetry: {kind} has no layer of a known family (known: {known}) and no chain of maps in an "
+            f"nn.Sequential{parts}{refused}. Declare its symmetry with symgeo.Symmetry and verify it with symgeo.check"
         )
     if unknown:
-        message = (f"find_symmetry: {type(model).__name__} has parts that no table describes: {', '.join(unknown[:8])}"
-                   f"{f' and {len(unknown) - 8} more' if len(unknown) > 8 else ''}")
+        message = (f"find_symmetry: {kind} has parts that no table describes: {', '.join(unknown[:8])}"
+                   f"{f' and {len(unknown) - 8} more' if len(unknown) > 8 else ''}{refused}")
         if strict:
             raise SymmetryError(f"{message}. Pass strict=False to leave them out, or declare their symmetry")
         warnings.warn(f"{message}; they are left alone", stacklevel=2)
+    if not findings.tried:
+        warnings.warn(f"find_symmetry: {kind} is on the meta device, without weights: what follows from its structure is "
+                      "returned, and was not tried", stacklevel=2)
+    return findings.symmetry
+
+
+def examine(model: nn.Module, approximate: bool = False) -> Findings:
+    """What :func:`find_symmetry` finds, with a list of what was recognised, refuted and not recognised."""
+    layers = recognise(model)
+    meta = any(p.is_meta for p in model.parameters())
+    own = [f.prefix for f in layers]
+    chains = [] if meta else plain_symmetries(model, own, approximate)
+    adapters = adapter_symmetries(model)
+    parts = {prefix: "chain" for prefix, _ in chains} | {prefix: "adapter" for prefix, _ in adapters}
+    extra = [symmetry for _, symmetry in (*chains, *adapters)]
     frozen = frozenset(name for name, p in model.named_parameters() if not p.requires_grad)
-    symmetry = _with_frozen(symmetry_of(model, found), frozen)
-    if any(p.is_meta for p in model.parameters()):
-        warnings.warn(f"find_symmetry: {type(model).__name__} is on the meta device, without weights: what follows from "
-                      "its structure is returned, and was not tried", stacklevel=2)
-        return _with_frozen(symmetry_of(model, found, True), frozen) if approximate else symmetry
-    verify(model, found, symmetry)
-    if approximate:
-        symmetry = _with_frozen(symmetry_of(model, found, True), frozen)
-        verify(model, found, symmetry, APPROXIMATE)
-    return symmetry
+
+    def everything(more: bool, guessed: Sequence[Symmetry] = ()) -> Symmetry:
+        return _with_frozen(union([symmetry_of(model, layers, more), *extra, *guessed]), frozen)
+
+    unknown = unknown_parts(model, layers, [prefix for prefix, _ in chains])
+    guessed: list[Symmetry] = []
+    refused: list[tuple[str, str]] = []
+    if unknown and not meta:
+        believed, refused = narrow(model, guesses(model, [*own, *(p for p, _ in chains)]))
+        guessed = [symmetry for _, _, symmetry in believed]
+        parts |= {prefix: f"guessed {label}" for prefix, label, _ in believed}
+        unknown = unknown_parts(model, layers, list(parts))
+    symmetry = everything(False, guessed)
+    required = [*own, *(prefix for prefix, label in parts.items() if label.startswith("guessed"))]
+    if not meta and (required or parts):
+        verify(model, required, symmetry, list(parts))
+        if approximate:
+            symmetry = everything(True, guessed)
+            verify(model, required, symmetry, list(parts), APPROXIMATE)
+    elif approximate:
+        symmetry = everything(True)
+    found = tuple((f.prefix.removesuffix("."), f.family.name) for f in layers)
+    return Findings(symmetry, (*found, *((prefix.removesuffix("."), label) for prefix, label in parts.items())),
+                    tuple(refused), tuple(unknown), not meta)
+
+
+def narrow(
+    model: nn.Module, candidates: Sequence[Guess]
+) -> tuple[list[tuple[str, str, Symmetry]], list[tuple[str, str]]]:
+    """(where, as what, declaration) for the guesses that hold, and (where, as what) for options that do not.
+
+    Modules of one class are tried together: the first option that holds for all of them is believed.
+    """
+    believed: list[tuple[str, str, Symmetry]] = []
+    refused: list[tuple[str, str]] = []
+    kinds: dict[str, list[Guess]] = {}
+    for guess in candidates:
+        kinds.setdefault(guess.kind, []).append(guess)
+    for kind, members in kinds.items():
+        for number, (label, _) in enumerate(members[0].options):
+            chosen = [member.options[number][1] for member in members if len(member.options) > number]
+            if len(chosen) == len(members) and _survives(model, members, union(chosen)):
+                believed += [(m.prefix, label, s) for m, s in zip(members, chosen)]
+                break
+            refused.append((kind, label))
+    return believed, refused
+
+
+def _survives(model: nn.Module, members: Sequence[Guess], symmetry: Symmetry) -> bool:
+    try:
+        verify(model, [member.prefix for member in members], symmetry)
+    except SymmetryError:
+        return False
+    return True
+
+
+def _listed(pairs: Sequence[tuple[str, str]]) -> str:
+    return ", ".join(f"{where} as {label}" for where, label in pairs[:6])
 
 
 def _with_frozen(symmetry: Symmetry, frozen: frozenset[str]) -> Symmetry:
@@ -78,29 +164,30 @@ def _with_frozen(symmetry: Symmetry, frozen: frozenset[str]) -> Symmetry:
 
 
 def verify(
-    model: nn.Module, found: Sequence[Found], symmetry: Symmetry, tolerance: float | None = None
+    model: nn.Module, places: Sequence[str], symmetry: Symmetry, more: Sequence[str] = (), tolerance: float | None = None
 ) -> list[CheckReport]:
-    """Tries a random element on the outermost modules with known inputs that contain the layers.
+    """Tries a random element on the outermost modules with known inputs that contain the places (prefixes of names), or
+    one of ``more``: chains of torch's own modules and adapters, which need no trial where none can be made.
 
-    Raises ``SymmetryError`` naming the groups that change the output, and layers that could not be tried.
+    Raises ``SymmetryError`` naming the groups that change the output, and places that could not be tried.
     """
-    reports, waiting = [], list(found)
+    reports, waiting = [], list(places)
     for prefix, module in _probes(model, ""):
-        inside = [f for f in waiting if f.prefix.startswith(prefix)]
+        inside = [place for place in (*waiting, *more) if place.startswith(prefix)]
         call = inputs(module, torch.Generator().manual_seed(0)) if inside else None
         if call is None:
             continue
-        waiting = [f for f in waiting if f not in inside]
+        waiting = [place for place in waiting if place not in inside]
         own = _relative(symmetry, prefix)
         params = {name: full_precision(p.detach()) for name, p in module.named_parameters()}
         with evaluating(module):
             report = _try(own, output_function(module, call), params, tolerance, by_group=False)
             if not _holds(report):
                 report = _try(own, output_function(module, call), params, tolerance, by_group=True)
-        _judge(report, module, inside)
+        _judge(report, module)
         reports.append(report)
     if waiting:
-        names = ", ".join(f"{f.prefix.removesuffix('.')} ({f.family.name})" for f in waiting[:4])
+        names = ", ".join(place.removesuffix(".") or "the whole" for place in waiting[:4])
         raise SymmetryError(
             f"find_symmetry: {type(model).__name__} holds layers that cannot be tried alone: {names}. Pass the module "
             "that transformers built, or declare the symmetry with symgeo.Symmetry and verify it with symgeo.check"
@@ -144,13 +231,12 @@ def _holds(report: CheckReport) -> bool:
     return report.invariance <= report.tolerance  # False for NaN
 
 
-def _judge(report: CheckReport, module: nn.Module, found: Sequence[Found]) -> None:
+def _judge(report: CheckReport, module: nn.Module) -> None:
     if _holds(report):
         return
     bad = [row.name for row in report.groups if not row.invariance <= report.tolerance]
-    families = ", ".join(dict.fromkeys(f.family.name for f in found))
     raise SymmetryError(
-        f"find_symmetry: {type(module).__name__} does not have the symmetry of the family {families}: a random "
+        f"find_symmetry: {type(module).__name__} does not have the symmetry of the family whose classes it uses: a random "
         f"element changes its output by {report.invariance:.1e} (groups {', '.join(bad[:4]) or 'in combination'}). "
         "Declare what it has with symgeo.Symmetry"
     )

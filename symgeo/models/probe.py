@@ -14,6 +14,7 @@ from symgeo.models.family import qualified_names
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 LENGTH, BATCH = 7, 2
+IMAGES = (8, 16, 28, 32, 64, 12, 24, 48, 96, 224)
 
 
 def inputs(module: nn.Module, generator: torch.Generator) -> Call | None:
@@ -143,6 +144,31 @@ def _timm(module: nn.Module, generator: torch.Generator) -> Call:
     return (_normal(module, generator, BATCH, patches.proj.in_channels, height, width),), {}
 
 
+def _sequential(module: nn.Module, generator: torch.Generator) -> Call | None:
+    """Features for a chain that starts with a linear map, images of a size that it takes for one of convolutions."""
+    first = next((m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)), None)
+    if first is None or any(p.is_meta for p in module.parameters()):
+        return None
+    shapes: list[tuple[int, ...]] = [(first.in_features,)] if isinstance(first, nn.Linear) else [
+        (first.in_channels, *(size,) * len(first.kernel_size)) for size in IMAGES]
+    for shape in shapes:
+        call = (_normal(module, generator, BATCH, *shape),), {}
+        if _runs(module, call):
+            return call
+    return None
+
+
+def _runs(module: nn.Module, call: Call) -> bool:
+    args, kwargs = call
+    params = {name: full_precision(p.detach()) for name, p in module.named_parameters()}
+    try:
+        with evaluating(module), torch.no_grad():
+            output_function(module, (args, kwargs))(params)
+    except (RuntimeError, ValueError, IndexError, TypeError):
+        return False
+    return True
+
+
 def _tiny_vit(module: nn.Module, generator: torch.Generator) -> Call:
     size = int(module.image_size)  # type: ignore[arg-type]
     return (_normal(module, generator, BATCH, size, size),), {}
@@ -162,6 +188,7 @@ _INPUTS: dict[str, Callable[[nn.Module, torch.Generator], Call | None]] = {
     "torch.nn.modules.transformer.TransformerDecoderLayer": _decoder_layer,
     "torch.nn.modules.transformer.TransformerDecoder": _decoder,
     "torch.nn.modules.transformer.Transformer": _transformer,
+    "torch.nn.modules.container.Sequential": _sequential,
     "timm.models.vision_transformer.VisionTransformer": _timm,
     "symgeo.models.tiny_vit.TinyViT": _tiny_vit,
     "symgeo.models.tiny_lm.TinyLM": _tiny_lm,

@@ -181,6 +181,11 @@ def _distance(moved: Params, params: Params) -> float:
     return (change / norm) ** 0.5 if norm else change**0.5
 
 
+def row_names(action: Action) -> list[str]:
+    """The names of the rows of a report."""
+    return list(_by_declared_name(action))
+
+
 def _by_declared_name(action: Action) -> dict[str, list[str]]:
     """Concrete names by declared name; names that differ in the number of a layer alone share a row."""
     rows: dict[str, list[str]] = {}

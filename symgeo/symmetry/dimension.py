@@ -29,7 +29,8 @@ def vertical_dimension(action: Action, params: Params) -> int:
     counted by itself: a single generator by a formula in the ranks of its blocks, and so is the rotation of a
     residual stream, which shares blocks with everything and no direction with anything; a component of moderate
     size (algebra dimension up to 3000) by the Gram matrix of all its vertical vectors; a larger one as the
-    sum over its generators, which is exact when these are independent and an upper bound otherwise.
+    sum over its generators, which is exact when these are independent and an upper bound otherwise.  Parameters on
+    the meta device count as generic.
 
     >>> from symgeo.symmetry import Symmetry
     >>> from symgeo.groups import GeneralLinear
@@ -76,10 +77,10 @@ def _rank(action: Action, params: Params, names: list[str]) -> int:
     if len(names) == 1 and (count := _alone(action, params, names[0])) is not None:
         return count
     dimension = sum(_algebra_dimension(action, name) for name in names)
-    everywhere = _places(action)
+    everywhere, absent = _places(action), any(x.is_meta for x in params.values())
     parameters = sorted({place[0] for name in names for place in everywhere[name]})
     numbers = sum(params[parameter].numel() for parameter in parameters)
-    if dimension <= _MAX_ALGEBRA and dimension * numbers <= _MAX_NUMBERS:
+    if not absent and dimension <= _MAX_ALGEBRA and dimension * numbers <= _MAX_NUMBERS:
         return _gram_rank(action, params, names, parameters)
     alone = (_alone(action, params, name) for name in names)
     return sum(_algebra_dimension(action, name) if n is None else n for name, n in zip(names, alone))
@@ -98,6 +99,8 @@ def _alone(action: Action, params: Params, name: str) -> int | None:
     if name in action.coordinates:
         return action.coordinates[name]
     blocks = action.blocks(name)
+    if any(params[block.parameter].is_meta for block in blocks):
+        return _algebra_dimension(action, name)
     if len({(block.parameter, block.index) for block in blocks}) < len(blocks):
         return None
     plain, dual = action.stack(name, params)

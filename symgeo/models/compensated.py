@@ -140,5 +140,5 @@ def norm_flows(
 
 def row_flows(norm: Norm, readers: Mapping[str, Reader]) -> dict[str, Flow]:
     """The rows of maps that read a LayerNorm, where its bias does not stand in the way."""
-    return {f"{role}_rows": RowFreedom(reader, norm.weight, norm.bias) for role, reader in readers.items()
-            if norm.centred and (reader.absorbs or not norm.bias)}
+    return {f"{role}_rows": RowFreedom(reader if norm.bias else reader.bare, norm.weight, norm.bias)
+            for role, reader in readers.items() if norm.centred and (reader.absorbs or not norm.bias)}

@@ -258,7 +258,7 @@ class Family:
                 branches.append(Branch(name, reader.read(module), before, after, outer, resolve(module, scale) or None))
         first, *later = [b.before for b in branches]  # the first one may read an entry that is normalised already
         centred = (first is None or first.centred) and all(n is not None and n.centred for n in (*later, last))
-        return Layer(tuple(branches), parallel, centred, None if prenorm or not ends else last)
+        return Layer(tuple(branches), parallel, centred and not bypass, None if prenorm or not ends else last, bypass)
 
     @property
     def starts(self) -> tuple[Embeddings, ...]:

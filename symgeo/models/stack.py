@@ -86,7 +86,7 @@ def stacks(model: nn.Module, found: Sequence[Found]) -> list[Stack]:
     names = Names(model)
     groups: dict[str, list[Found]] = {}
     for f in found:
-        if f.stack:
+        if f.stack and not f.layer.bypass:
             groups.setdefault(f.stack[0], []).append(f)
     return [_stack(model, found, prefix, members, names) for prefix, members in groups.items()]
 

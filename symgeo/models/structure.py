@@ -223,12 +223,14 @@ class Layer:
     parallel : all branches read the same point of the stream and are added together
     centred_readers : everything that reads the residual stream removes its mean first
     final_norm : in the last layer of a post-norm stack, the norm that reads its output, if there is one
+    bypass : norms feed the stream too, in a way that is not described: they are left out
     """
 
     branches: tuple[Branch, ...]
     parallel: bool = False
     centred_readers: bool = False
     final_norm: Norm | None = None
+    bypass: bool = False
 
     @property
     def prenorm(self) -> bool:

@@ -5,7 +5,7 @@ from symgeo.symmetry.blocks import Block
 from symgeo.symmetry.check import CheckReport, GroupReport, check
 from symgeo.symmetry.dimension import vertical_dimension
 from symgeo.symmetry.element import Element
-from symgeo.symmetry.exchange import TiedExchange, Unread
+from symgeo.symmetry.tied import TiedExchange, Unread
 from symgeo.symmetry.flow import Compensation, Flow, MeanWrite, RowFreedom, Shear
 from symgeo.symmetry.layout import Dim, assemble, split
 from symgeo.symmetry.norm_bias import NormBias

@@ -78,6 +78,11 @@ class Reader:
         return self.bias is not None or self.free or (self.then is not None and self.then.absorbs)
 
     @property
+    def bare(self) -> Reader:
+        """The map without what takes a change back."""
+        return replace(self, bias=None, free=False, then=None)
+
+    @property
     def moves(self) -> tuple[str, ...]:
         """The parameter that takes a change back."""
         if self.bias:

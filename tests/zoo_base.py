@@ -64,9 +64,10 @@ class Case:
         return lambda params: self.batches(lambda **call: torch.func.functional_call(self.model, params, (), call))
 
 
-def maker(build: Callable[..., Case], layers: int = 1, **options: Any) -> Callable[..., Case]:
-    """`make(width=..., heads=..., ...)` from a function of `Sizes` and options of its own, with this many layers."""
-    return lambda **sizes: build(Sizes(**{"layers": layers} | sizes), **options)
+def maker(build: Callable[..., Case], layers: int = 1, vocab: int = 11, **options: Any) -> Callable[..., Case]:
+    """`make(width=..., heads=..., ...)` from a function of `Sizes` and options of its own, with these sizes unless
+    others are given."""
+    return lambda **sizes: build(Sizes(**{"layers": layers, "vocab": vocab} | sizes), **options)
 
 
 def finish(model: nn.Module, s: Sizes) -> nn.Module:
@@ -82,6 +83,11 @@ def finish(model: nn.Module, s: Sizes) -> nn.Module:
 def repeats(model: nn.Module, per_sample: int) -> int:
     """How many samples it takes."""
     return int(ABUNDANCE * sum(p.numel() for p in model.parameters() if p.requires_grad) / per_sample) + 1
+
+
+def logits(s: Sizes, length: int = LENGTH) -> int:
+    """How many independent numbers there are among the logits of a sequence, about."""
+    return length * min(s.vocab, s.width + 2)
 
 
 def batches(per_sample: int, axis: int = 0, **inputs: Tensor) -> list[dict[str, Tensor]]:

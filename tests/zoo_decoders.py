@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import transformers
-from zoo_base import LENGTH, Case, Sizes, balanced, batches, finish, maker, on_tokens, repeats, tokens
+from zoo_base import LENGTH, Case, Sizes, balanced, batches, finish, logits, maker, on_tokens, repeats, tokens
 
 from symgeo.models.tiny_lm import TinyLM
 
@@ -21,7 +21,7 @@ def _case(kind: str, s: Sizes, bare: bool = False, **options: Any) -> Case:
     if bare:
         return on_tokens(getattr(transformers, f"{kind}Model")(config), s, LENGTH * s.width, "last_hidden_state")
     model = getattr(transformers, "GPT2LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM")
-    return on_tokens(model(config), s, LENGTH * s.vocab)
+    return on_tokens(model(config), s, logits(s))
 
 
 def _sizes(s: Sizes) -> dict[str, Any]:
@@ -64,7 +64,7 @@ def gemma3(s: Sizes, **options: Any) -> Case:
     rope = {kind: ROPE | {"rope_theta": theta} for kind, theta in thetas.items()}
     sizes = _grouped(s) | EAGER | {"rope_parameters": rope, "sliding_window": 3}
     model = transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**sizes | options))
-    return on_tokens(model, s, LENGTH * s.vocab)
+    return on_tokens(model, s, logits(s))
 
 
 def opt(s: Sizes, **options: Any) -> Case:
@@ -85,19 +85,23 @@ def tiny_lm(s: Sizes, tie: bool = False) -> Case:
     """The small language model of symgeo."""
     model = finish(TinyLM(vocabulary=s.vocab, context=LENGTH, width=s.width, depth=s.layers, heads=s.heads,
                           mlp_width=s.hidden, tie=tie), s)
-    ids = tokens(repeats(model, LENGTH * s.vocab), LENGTH, s.vocab)
-    return Case(model, batches(LENGTH * s.vocab, symbols=ids), lambda x: x)
+    ids = tokens(repeats(model, logits(s)), LENGTH, s.vocab)
+    return Case(model, batches(logits(s), symbols=ids), lambda x: x)
 
+
+# Where the first MLP, or attention without a norm before it, reads embeddings as they are, it must see more tokens than
+# it could tell apart: otherwise it has flat directions of its own.
+MANY = 29
 
 DECODERS: dict[str, Callable[..., Case]] = {
     "GPT-2": maker(gpt2),
     "GPT-2, untied": maker(gpt2, tie_word_embeddings=False),
     "GPT-2, bare": maker(gpt2, bare=True),
-    "GPT-NeoX": maker(neox, use_parallel_residual=True),
+    "GPT-NeoX": maker(neox, vocab=MANY),
     "GPT-NeoX, sequential": maker(neox, use_parallel_residual=False),
-    "GPT-NeoX, no attention bias": maker(neox, attention_bias=False),
-    "Phi": maker(phi),
-    "Phi, norms of heads": maker(phi, qk_layernorm=True),
+    "GPT-NeoX, no attention bias": maker(neox, vocab=MANY, attention_bias=False),
+    "Phi": maker(phi, vocab=MANY),
+    "Phi, norms of heads": maker(phi, vocab=MANY, qk_layernorm=True),
     "Phi-3": maker(llama_like, kind="Phi3"),
     "LLaMA": maker(llama_like, kind="Llama"),
     "LLaMA, tied": maker(llama_like, kind="Llama", tie_word_embeddings=True),
@@ -114,7 +118,7 @@ DECODERS: dict[str, Callable[..., Case]] = {
     "Gemma 2, no caps": maker(llama_like, kind="Gemma2", query_pre_attn_scalar=HEAD, final_logit_softcapping=None,
                               attn_logit_softcapping=None, attention_bias=True),
     "Gemma 3": maker(gemma3, query_pre_attn_scalar=HEAD),
-    "OLMo 2": maker(llama_like, kind="Olmo2"),
+    "OLMo 2": maker(llama_like, vocab=MANY, kind="Olmo2"),
     "OPT": maker(opt),
     "OPT, post-norm": maker(opt, do_layer_norm_before=False),
     "OPT, projected": maker(opt, word_embed_proj_dim=5),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from zoo_base import LENGTH, Case, Sizes, balanced, maker, on_tokens, tokens
+from zoo_base import LENGTH, Case, Sizes, balanced, logits, maker, on_tokens, tokens
 
 LABELS = 3
 NO_DROPOUT = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "classifier_dropout": 0.0}
@@ -15,7 +15,7 @@ def _outputs(model: str, s: Sizes) -> tuple[int, str]:
     """(numbers for each sequence, their field)"""
     if model.endswith("ForSequenceClassification"):
         return LABELS, "logits"
-    return (LENGTH * s.vocab, "logits") if model.endswith("ForMaskedLM") else (LENGTH * s.width, "last_hidden_state")
+    return (logits(s), "logits") if model.endswith("ForMaskedLM") else (LENGTH * s.width, "last_hidden_state")
 
 
 def bert(s: Sizes, model: str = "BertModel", **options: Any) -> Case:

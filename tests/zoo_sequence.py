@@ -7,7 +7,7 @@ from operator import attrgetter
 from typing import Any
 
 import transformers
-from zoo_base import LENGTH, Case, Sizes, balanced, batches, finish, maker, normal, on_tokens, repeats, tokens
+from zoo_base import LENGTH, Case, Sizes, balanced, batches, finish, logits, maker, normal, on_tokens, repeats, tokens
 
 TARGETS, BINS, FRAMES = 6, 3, 4
 
@@ -22,7 +22,8 @@ def t5(s: Sizes, model: str = "T5ForConditionalGeneration", **options: Any) -> C
     if model == "T5EncoderModel":
         case = on_tokens(network, s, LENGTH * s.width, "last_hidden_state")
     else:
-        case = on_tokens(network, s, TARGETS * s.vocab, decoder_input_ids=lambda n: tokens(n, TARGETS, s.vocab, seed=4))
+        case = on_tokens(network, s, logits(s, TARGETS),
+                         decoder_input_ids=lambda n: tokens(n, TARGETS, s.vocab, seed=4))
     return balanced(case, "wi")
 
 
@@ -34,9 +35,9 @@ def whisper(s: Sizes, **options: Any) -> Case:
         max_source_positions=FRAMES, max_target_positions=TARGETS, vocab_size=s.vocab, pad_token_id=0, bos_token_id=1,
         eos_token_id=2, decoder_start_token_id=1, use_cache=False, attn_implementation="eager", **options)
     model = finish(transformers.WhisperForConditionalGeneration(config), s)
-    ids = tokens(repeats(model, TARGETS * s.vocab), TARGETS, s.vocab)
+    ids = tokens(repeats(model, logits(s, TARGETS)), TARGETS, s.vocab)
     sound = normal(len(ids), BINS, 2 * FRAMES)
-    calls = batches(TARGETS * s.vocab, input_features=sound, decoder_input_ids=ids)
+    calls = batches(logits(s, TARGETS), input_features=sound, decoder_input_ids=ids)
     return Case(model, calls, attrgetter("logits"))
 
 

@@ -10,16 +10,20 @@ random vector:
   curvlinops           `HessianLinearOperator @ v`, where curvlinops is installed
 
 Rounds interleave all of them, so that a noisy machine disturbs them alike; the figures are medians over rounds of
-the ratio within a round.  Memory is what the resident set of a fresh process grows by in one product, at its peak.
+the ratio of processor times within a round.  Memory is what the resident set of a fresh process grows by in one
+product, at its peak; also for models of three widths on a single sequence, where next to nothing but tensors of the
+size of the parameters is held.
 
-    python benchmarks/hessian.py [--base] [--rounds 7] [--tokens 1024] [--out benchmarks/hessian.json]
+    python benchmarks/hessian.py [--base] [--rounds 9] [--tokens 1024] [--out benchmarks/hessian.json]
 
-`--base` takes the size of BERT-base (110 M parameters) instead.
+`--base` takes the size of BERT-base (110 M parameters) instead, and writes to the key "bert-base" of the same file.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import os
 import platform
@@ -42,17 +46,21 @@ from symgeo.hessian import HessianOperator, euclidean_hessian, riemannian_hessia
 
 BAR = 1.3  # invariant / plain
 LENGTH = 64
-SMALL = {"vocab_size": 512, "hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12,
-         "intermediate_size": 1536, "max_position_embeddings": LENGTH, "num_labels": 3}
+WIDTHS = {"narrow": 192, "small": 384, "wide": 768}
+MEMORY = ("plain", "invariant inv", "invariant mix", "curvlinops")  # whose memory is measured at all widths
 Work = Callable[[], object]
 
 
-def bert(base: bool) -> nn.Module:
-    """The small one, or that of the usual sizes; eager attention, which has all derivatives."""
+def bert(size: str) -> nn.Module:
+    """One of the widths, or "base", the usual sizes; eager attention, which has all derivatives."""
     from transformers import BertConfig, BertForSequenceClassification
 
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"num_labels": 3} if base else SMALL
+    sizes: dict[str, Any] = {"num_labels": 3}
+    if size != "base":
+        width = WIDTHS[size]
+        sizes |= {"vocab_size": 512, "hidden_size": width, "num_hidden_layers": 6, "num_attention_heads": 12,
+                  "intermediate_size": 4 * width, "max_position_embeddings": LENGTH}
     return BertForSequenceClassification(BertConfig(attn_implementation="eager", **sizes)).eval()
 
 
@@ -66,8 +74,8 @@ def batch(tokens: int) -> dict[str, Tensor]:
 class Setup:
     """The model, its data, and every way to multiply."""
 
-    def __init__(self, base: bool, tokens: int):
-        self.model, self.data = bert(base), batch(tokens)
+    def __init__(self, size: str, tokens: int):
+        self.model, self.data = bert(size), batch(tokens)
         self.loss = functional_loss(self.model)
         self.params = {name: p.detach().clone() for name, p in self.model.named_parameters()}
         self.symmetry = find_symmetry(self.model)
@@ -132,16 +140,19 @@ def product(operator: HessianOperator) -> Work:
 
 
 def seconds(work: Work) -> float:
-    """How long it takes."""
-    start = time.perf_counter()
+    """Processor time, which what else runs on the machine disturbs less than it does the clock."""
+    start = time.process_time()
     work()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
-def peak(name: str, base: bool, tokens: int) -> float:
+def peak(name: str, size: str, tokens: int) -> float:
     """MiB that the resident set of this process grows by in its first product."""
-    setup = Setup(base, tokens)
+    setup = Setup(size, tokens)
     work = setup.ways()[name]()
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what preparing has freed is given back, not used again unseen,
+    Path("/proc/self/clear_refs").write_text("5")  # and its peak is forgotten
     before = resident("VmRSS")
     work()
     return resident("VmHWM") - before
@@ -153,18 +164,30 @@ def resident(field: str) -> float:
     return float(next(line for line in lines if line.startswith(f"{field}:")).split()[1]) / 1024
 
 
-def child(name: str, base: bool, tokens: int) -> float:
+def child(name: str, size: str, tokens: int) -> float:
     """:func:`peak` in a fresh process."""
-    command = [sys.executable, __file__, "--peak", name, "--tokens", str(tokens), *(["--base"] if base else [])]
+    command = [sys.executable, __file__, "--peak", name, "--size", size, "--tokens", str(tokens)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
     return float(done.stdout.splitlines()[-1])
 
 
-def measure(base: bool, rounds: int, tokens: int) -> dict[str, object]:
+def memory_by_size() -> dict[str, object]:
+    """Peaks on one sequence for every width, in MiB and in units of the parameters: constant where it is linear."""
+    rows = []
+    for size in WIDTHS:
+        count = sum(p.numel() for p in bert(size).parameters())
+        unit = count * 4 / 2**20
+        peaks = {name: child(name, size, LENGTH) for name in MEMORY if name != "curvlinops" or find_spec(name)}
+        rows.append({"parameters": count, "parameters, MiB": unit, "peak, MiB": peaks,
+                     "peak / parameters": {name: value / unit for name, value in peaks.items()}})
+    return {"tokens": LENGTH, "sizes": rows}
+
+
+def measure(size: str, rounds: int, tokens: int) -> dict[str, object]:
     """Medians of seconds and of ratios within rounds, and peaks of memory."""
-    setup = Setup(base, tokens)
+    setup = Setup(size, tokens)
     works = {name: prepare() for name, prepare in setup.ways().items()}
     for work in works.values():
         work()
@@ -184,7 +207,7 @@ def measure(base: bool, rounds: int, tokens: int) -> dict[str, object]:
                   "tokens": setup.data["input_ids"].numel()},
         "machine": {"processor": platform.machine(), "threads": torch.get_num_threads(), "torch": torch.__version__},
         "rounds": rounds,
-        "seconds (median)": {name: statistics.median(values) for name, values in taken.items()},
+        "processor seconds (median)": {name: statistics.median(values) for name, values in taken.items()},
         "ratios (median of rounds)": {
             "invariant inv / plain": ratio("invariant inv", "plain"),
             "invariant mix / plain": ratio("invariant mix", "plain"),
@@ -192,8 +215,8 @@ def measure(base: bool, rounds: int, tokens: int) -> dict[str, object]:
             "plain / curvlinops": ratio("plain", "curvlinops"),
             "plain / forward + backward": ratio("plain", "forward + backward"),
         },
-        "wanted": {"invariant / plain": BAR},
-        "peak memory of one product, MiB": {name: child(name, base, tokens) for name in works},
+        "wanted": {"invariant / plain": BAR, "plain / curvlinops": 1.0},
+        "peak memory of one product, MiB": {name: child(name, size, tokens) for name in works},
     }
 
 
@@ -201,19 +224,22 @@ def main() -> None:
     """Runs the benchmark, prints the result and writes the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", action="store_true")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--tokens", type=int, default=1024)
-    parser.add_argument("--out", type=Path, help="default: hessian.json beside this file; with --base none")
+    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     parser.add_argument("--peak", help=argparse.SUPPRESS)
+    parser.add_argument("--size", default="small", help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.peak:
-        print(peak(options.peak, options.base, options.tokens))
+        print(peak(options.peak, options.size, options.tokens))
         return
-    result = measure(options.base, options.rounds, options.tokens)
-    target = options.out or (None if options.base else Path(__file__).with_suffix(".json"))
-    if target is not None:
-        target.write_text(json.dumps(result, indent=2) + "\n")
+    if options.base:
+        result: dict[str, object] = {"bert-base": measure("base", options.rounds, options.tokens)}
+    else:
+        result = measure("small", options.rounds, options.tokens) | {"peak memory by size": memory_by_size()}
+    kept = json.loads(options.out.read_text()) if options.out.exists() else {}
+    options.out.write_text(json.dumps(kept | result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
 
 

@@ -11,7 +11,14 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from manifolds.geodesic import christoffel_inv, christoffel_mix, exact_inv, exact_mix
+from manifolds.geodesic import (
+    christoffel_inv,
+    christoffel_mix,
+    connection_inv,
+    connection_mix,
+    exact_inv,
+    exact_mix,
+)
 from manifolds.linalg import balance, divide, eigh, gram, split, widen
 from manifolds.relaxed import RelaxedMetric
 
@@ -115,7 +122,7 @@ class PairFrame:
         """Gamma(u, u) of the vector with coordinates ``z``, in the balanced gauge (0 for deficient pairs)."""
         z = self._regular(z)
         if self.eps:
-            return self._relaxed_metric().christoffel(self.point, z / self.root)
+            return self._relaxed_metric().christoffel(self.point.expand_as(z).contiguous(), z / self.root)
         if self.metric == "inv":
             scale = self.spectrum.sqrt().unsqueeze(-2)
             eye = torch.eye(z.shape[-1], dtype=z.dtype, device=z.device)
@@ -125,6 +132,25 @@ class PairFrame:
         inverse = torch.diag_embed(1 / self.spectrum).to(g.dtype)
         bends = christoffel_mix(g, x, h, y, inverse), christoffel_mix(h, y, g, x, inverse)
         return torch.cat(bends, dim=-2)
+
+    def connection(self, slope: Tensor, z: Tensor) -> Tensor:
+        """``<slope, Gamma(z, .)>``, a covector in coordinates like ``slope``; ``z (..., B, n + m, h)``.
+
+        In closed form, and for the relaxed metric as the gradient of ``<slope, Gamma(z, z)> / 2``.
+        """
+        if self.eps:
+            with torch.enable_grad():
+                z = z.detach().requires_grad_()
+                form = 0.5 * (slope.conj() * (self.bend(z) * self.root)).real.sum()
+                return torch.autograd.grad(form, z)[0]
+        if self.metric == "inv":
+            sides = zip(*(split(a, self.rows) for a in (self.point * self.root, z, slope)))
+            bent = torch.cat([connection_inv(*side) for side in sides], dim=-2)
+        else:
+            (g, h), (x, y) = split(self.point, self.rows), split(z / self.root, self.rows)
+            slope_g, slope_h = split(slope * (self.root / self.spectrum.unsqueeze(-2)), self.rows)
+            bent = torch.cat(connection_mix(g, h, x, y, slope_g, slope_h), dim=-2) / self.root
+        return torch.where(self.deficient[..., None, None], 0.0, bent) if self.relaxed else bent
 
     def _exact(self, z: Tensor, t: float | Tensor, bound: float | None) -> Tensor:
         if self.eps:

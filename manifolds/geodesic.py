@@ -37,6 +37,37 @@ def christoffel_mix(x: Tensor, u: Tensor, other: Tensor, other_u: Tensor, other_
     return (u @ (cross + cross.mH) - x @ gram(other_u)) @ other_inverse
 
 
+def connection_inv(q: Tensor, z: Tensor, slope: Tensor) -> Tensor:
+    """``<slope, Gamma(z, .)>`` for one side of the metric ``Tr(u^H u)`` at orthonormal columns ``q``:
+
+        (z H(slope^H q) - q H(slope^H z) - slope H(q^H z)) / 2,    H(a) = a + a^H
+
+    the polarisation of :func:`christoffel_inv` against ``slope`` (derived here).
+    """
+    dual = slope.mH
+    return 0.5 * (z @ _twice_hermitian(dual @ q) - q @ _twice_hermitian(dual @ z) - slope @ _twice_hermitian(q.mH @ z))
+
+
+def connection_mix(g: Tensor, h: Tensor, x: Tensor, y: Tensor, slope_g: Tensor,
+                   slope_h: Tensor) -> tuple[Tensor, Tensor]:
+    """``<(slope_g N, slope_h M), Gamma((x, y), .)>`` for ``Tr(N X^H X) + Tr(M Y^H Y)``; the side of G is
+
+        (g H(slope_h^H y) + slope_g H(h^H y) - x H(slope_h^H h)) / 2,    H(a) = a + a^H
+
+    the polarisation of :func:`christoffel_mix` (derived here).
+    """
+    def side(g: Tensor, x: Tensor, slope: Tensor, h: Tensor, y: Tensor, other: Tensor) -> Tensor:
+        dual = other.mH
+        bent = g @ _twice_hermitian(dual @ y) + slope @ _twice_hermitian(h.mH @ y) - x @ _twice_hermitian(dual @ h)
+        return 0.5 * bent
+
+    return side(g, x, slope_g, h, y, slope_h), side(h, y, slope_h, g, x, slope_g)
+
+
+def _twice_hermitian(a: Tensor) -> Tensor:
+    return a + a.mH
+
+
 def exact_inv(frame: Tensor, z: Tensor, t: float | Tensor, bound: float | None) -> Tensor:
     """The geodesic of the metric ``Tr(M^-1 X^H X)`` from a frame with orthonormal columns, in closed form.
 

@@ -7,7 +7,7 @@ pairs.  Search and Hessians work on ``z``, where the ball of a metric is an ordi
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -15,6 +15,9 @@ from torch import Tensor
 from manifolds.frame import PairFrame
 from symgeo.functional import Params
 from symgeo.pairs import PairLayout
+
+#: coordinates of the rest ``(..., d)``, and of each batch of pairs ``(..., B, n + m, h)``, real or complex
+Pieces = tuple[Tensor, dict[str, Tensor]]
 
 
 class Chart:
@@ -58,10 +61,10 @@ class Chart:
         if not self.frames and not self.zeros:
             return z
         with torch.autocast(self.device.type, enabled=False):
-            rest, pairs = self._pieces(z)
+            rest, pairs = self.pieces(z)
             if self.zeros:
                 rest = torch.where(self.rest == 0, 0.0, rest)
-            return self._join(rest, {name: self.frames[name].project(pair) for name, pair in pairs.items()})
+            return self.join(rest, {name: self.frames[name].project(pair) for name, pair in pairs.items()})
 
     def point(self, z: Tensor, method: str = "exact", t: float | Tensor = 1.0, bound: float | None = None) -> Params:
         """The geodesic from the point with initial velocity ``z``, at time ``t``, in the balanced gauge.
@@ -69,7 +72,7 @@ class Chart:
         ``bound`` bounds ``|t z|``.  NaN in pairs whose mix geodesic leaves its domain.
         """
         with torch.autocast(self.device.type, enabled=False):
-            rest, pairs = self._pieces(z)
+            rest, pairs = self.pieces(z)
             packed = {"rest": self._rest_curve(rest, t, method)}
             for name, pair in pairs.items():
                 packed[name] = self.frames[name].curve(pair, t, method, bound)
@@ -77,8 +80,8 @@ class Chart:
 
     def tangent(self, z: Tensor) -> Params:
         """The tangent vector with coordinates ``z`` at the point as it was given (not balanced)."""
-        rest, pairs = self._pieces(z)
-        packed = {"rest": self.rest * rest if self.adaptive else rest}
+        rest, pairs = self.pieces(z)
+        packed = {"rest": self._scaled(rest)}
         for name, pair in pairs.items():
             frame = self.exact[name]
             packed[name] = frame.tangent(pair.to(frame.point.dtype)).to(self.frames[name].point.dtype)
@@ -94,11 +97,45 @@ class Chart:
         for name, pair in packed.items():
             frame = self.exact[name]
             pairs[name] = frame.coordinates(pair.to(frame.point.dtype)).to(self.frames[name].point.dtype)
-        return self._join(rest, pairs)
+        return self.join(rest, pairs)
+
+    def velocity(self, z: Pieces) -> Params:
+        """``c'(0)`` of the curve :meth:`point` of ``z``: a tangent vector at the balanced point, frozen parameters out.
+
+        The tensors are in the precision of the chart.
+        """
+        rest, pairs = z
+        speeds = {name: pair / self.frames[name].root for name, pair in pairs.items()}
+        return self.layout.unpack({"rest": self._scaled(rest), **speeds})
+
+    def covector(self, slope: Mapping[str, Tensor]) -> Pieces:
+        """The adjoint of :meth:`velocity`: what a covector at the balanced point is in coordinates."""
+        packed = self.layout.pack(slope)
+        rest = packed.pop("rest").to(self.dtype)
+        return self._scaled(rest), {name: pair / self.frames[name].root for name, pair in packed.items()}
+
+    def connection(self, slope: Pieces, z: Pieces) -> Pieces:
+        """``<slope, Gamma(z, .)>`` for a covector and vectors ``z``, in coordinates: minus ``<slope, c''(0)>``.
+
+        A bilinear form, here as a covector.  Of an adaptive parameter ``c'' = z^2`` in coordinates.
+        """
+        (slope_rest, slopes), (rest, pairs) = slope, z
+        bent = {name: self.frames[name].connection(slopes[name], pair) for name, pair in pairs.items()}
+        return (slope_rest * rest).neg_() if self.adaptive else torch.zeros_like(rest), bent
+
+    def complete(self, moved: Mapping[str, Tensor]) -> Params:
+        """All parameters, in the order and the dtypes they were given in, from those that are not frozen."""
+        return self._completed(moved, self.constants)
+
+    def _completed(self, moved: Mapping[str, Tensor], constants: Params) -> Params:
+        dtypes = self.dtypes
+        return {name: moved[name].to(dtypes[name]) if name in dtypes else constants[name] for name in self.order}
 
     def _unpack(self, packed: Mapping[str, Tensor], constants: Params) -> Params:
-        moved = {name: tensor.to(self.dtypes[name]) for name, tensor in self.layout.unpack(packed).items()}
-        return {name: moved[name] if name in moved else constants[name] for name in self.order}
+        return self._completed(self.layout.unpack(packed), constants)
+
+    def _scaled(self, rest: Tensor) -> Tensor:
+        return self.rest * rest if self.adaptive else rest
 
     def _rest_curve(self, z: Tensor, t: float | Tensor, method: str) -> Tensor:
         if not self.adaptive:
@@ -110,15 +147,24 @@ class Chart:
             return self.rest * (1 + step + 0.5 * step * step)
         return torch.addcmul(self.rest, self.rest, step)
 
-    def _pieces(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        rest, *pieces = z.split(self.sizes)
-        pairs = {}
-        for (name, frame), piece in zip(self.frames.items(), pieces):
-            if frame.point.is_complex():
-                piece = torch.complex(*piece.view(-1, 2).unbind(-1))
-            pairs[name] = piece.view(frame.point.shape)
-        return rest, pairs
+    def pieces(self, z: Tensor) -> Pieces:
+        """``z (..., size)`` cut up."""
+        rest, *flat = z.split(self.sizes, dim=-1)
+        return rest, {name: shaped(piece, f.point.shape, f.point.is_complex())
+                      for (name, f), piece in zip(self.frames.items(), flat)}
 
-    def _join(self, rest: Tensor, pairs: Mapping[str, Tensor]) -> Tensor:
-        flat = [torch.view_as_real(pair.contiguous()) if pair.is_complex() else pair for pair in pairs.values()]
-        return torch.cat([rest, *(piece.reshape(-1) for piece in flat)])
+    def join(self, rest: Tensor, pairs: Mapping[str, Tensor]) -> Tensor:
+        """The inverse of :meth:`pieces`."""
+        return torch.cat([rest, *(flattened(pair) for pair in pairs.values())], dim=-1)
+
+
+def shaped(flat: Tensor, shape: Sequence[int], complex_numbers: bool) -> Tensor:
+    """Real numbers ``(..., size)`` as pairs ``(..., B, n + m, h)``, real or complex."""
+    if not complex_numbers:
+        return flat.unflatten(-1, tuple(shape))
+    return torch.complex(*flat.unflatten(-1, (*shape, 2)).unbind(-1))
+
+
+def flattened(pairs: Tensor) -> Tensor:
+    """The inverse of :func:`shaped`."""
+    return torch.view_as_real(pairs.contiguous()).flatten(-4) if pairs.is_complex() else pairs.flatten(-3)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from hessian_cases import (
+    GroupedBlock,
     attention,
     christoffel_of,
     dense_gradient,
@@ -17,16 +18,19 @@ from hessian_cases import (
     generator,
     normal,
     orbit,
+    seeded,
     transformer_block,
     unflat,
 )
 from networks import bert, language_loss, llama, params_of
 from torch import Tensor, nn
 
+from manifolds.frame import frame
 from symgeo import ParameterManifold, Symmetry, SymmetryError, find_symmetry, functional_loss
-from symgeo.functional import Params
+from symgeo.functional import Loss, Params
 from symgeo.groups import GeneralLinear
 from symgeo.hessian import euclidean_hessian, geodesic_jet, ggn, invariant_hessian, model_loss, riemannian_hessian
+from symgeo.hessian.horizontal import HorizontalBasis
 
 LORA = Symmetry({"B": "_ r", "A": "r* _"}, {"r": GeneralLinear()})
 
@@ -80,6 +84,64 @@ def test_it_is_the_textbook_formula(metric: str) -> None:
     assert error(flat(operator @ u), image) <= 1e-10
     plain = basis.T @ dense_hessian(lora_loss, params, [target]) @ basis  # without the connection
     assert error(torch.linalg.eigvalsh(plain), torch.linalg.eigvalsh(expected)) > 1e-2
+
+
+CASES = ["grouped", "lora", "euclidean", "relaxed", "deficient", "mixed ranks"]
+
+
+def by_definition(name: str, metric: str) -> tuple[Loss, Params, list[Any], ParameterManifold]:
+    """Real and rotary pairs; a LoRA pair with other rests and metrics; pairs without full rank, alone or not."""
+    if name in ("grouped", "mixed ranks"):
+        model = seeded(lambda: GroupedBlock(3, 4, 2, 3), 1, 0.5)
+        params, data = params_of(model), [(normal(2, 5, 3), normal(2, 5, 3, seed=1))]
+        if name == "mixed ranks":  # the values of one of the two heads
+            params["v"][:2] = 0
+        loss = functional_loss(model, nn.functional.mse_loss)
+        return loss, params, data, ParameterManifold(params, GroupedBlock.SYMMETRY, metric)
+    params, target = lora()
+    if name == "deficient":
+        params = params | {"B": torch.zeros_like(params["B"]), "gain": params["gain"] * torch.tensor([1.0, 0.0, 1.0])}
+    rest, eps = "euclidean" if name == "euclidean" else "adaptive", 0.1 if name == "relaxed" else 0.0
+    data = [target, target + 1][:1 if eps else 2]  # the relaxed connection is slow
+    return lora_loss, params, data, ParameterManifold(params, LORA, metric, rest, eps)
+
+
+@pytest.mark.parametrize("metric", ["inv", "mix"])
+@pytest.mark.parametrize("name", CASES)
+def test_products_are_those_of_the_composition_with_a_second_order_geodesic(name: str, metric: str) -> None:
+    """The plain Hessian of L along z -> exp(z) to second order, at z = 0; along straight lines without connection."""
+    loss, params, data, manifold = by_definition(name, metric)
+    chart = manifold.chart(params)
+    quotient = riemannian_hessian(loss, params, data, manifold)
+    basis = HorizontalBasis(chart)
+    columns = chart.join(*basis.expand(torch.eye(basis.size, dtype=torch.float64))).T
+    assert error(columns.T @ columns @ columns.T, columns.T) <= 1e-12  # an isometry, off the coordinates it lacks
+    found = {"taylor2": [(quotient, columns)], "linear": []}
+    kept = torch.cat([chart.rest != 0 if chart.adaptive else torch.ones_like(chart.rest, dtype=torch.bool),
+                      torch.ones(chart.size - chart.sizes[0], dtype=torch.bool)])
+    for method, connection in (("taylor2", True), ("linear", False)):
+        whole = invariant_hessian(loss, params, data, manifold, connection)
+        found[method].append((whole, torch.eye(chart.size, dtype=torch.float64)[:, kept]))
+    for method, operators in found.items():
+        along = lambda z, m=method: sum(loss(chart.point(z, m), batch) for batch in data) / len(data)  # noqa: E731
+        dense = torch.func.hessian(along)(chart.origin())
+        for operator, e in operators:
+            expected = e.T @ dense @ e
+            assert error(operator.dense(), expected) <= 1e-12
+            assert error(operator @ normal(len(expected)), expected @ normal(len(expected))) <= 1e-12  # one column
+
+
+@pytest.mark.parametrize("metric", ["inv", "mix"])
+@pytest.mark.parametrize("kind", [torch.float64, torch.complex128])
+def test_the_connection_of_a_pair_is_the_polarisation_of_its_bend(kind: torch.dtype, metric: str) -> None:
+    """<slope, Gamma(z, y)> = <slope, (Gamma(z + y, z + y) - Gamma(z - y, z - y)) / 4>; with leading dimensions."""
+    for eps in (0.0, 0.1):
+        x, slope, z, y = (torch.randn(*size, 2, 11, 3, generator=generator(i), dtype=kind)
+                          for i, size in enumerate([(), (), (5,), (5,)]))
+        f = frame(x, 4, metric, eps)
+        inner = lambda u, v: (u.conj() * v).real.sum((-3, -2, -1))  # noqa: E731
+        expected = inner(slope, (f.bend(z + y) - f.bend(z - y)) * f.root / 4)
+        assert error(inner(f.connection(slope, z), y), expected) <= 1e-12
 
 
 @pytest.mark.parametrize("metric", ["inv", "mix"])

@@ -9,8 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from symgeo.functional import Params
 from symgeo.hessian.criteria import BinaryCrossEntropy, Criterion, CrossEntropy, SquaredError, target_of
 from symgeo.hessian.derivatives import second_ways
+from symgeo.hessian.space import FlatSpace
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,11 @@ class CustomCriterion(Criterion):
 
     def curvature(self, output: Tensor, batch: Any) -> Callable[[Tensor], Tensor]:
         """``u -> H_f u`` by automatic differentiation."""
-        def value(flat: Tensor) -> Tensor:
-            return self(flat.view(output.shape), batch)
+        def value(at: Params) -> Tensor:
+            return self(at["output"], batch)
 
-        product = second_ways(value, output.detach().reshape(-1))
-        return lambda u: product(u.reshape(-1, 1)).view(u.shape)
+        product = second_ways(value, FlatSpace({"output": output.detach()}))
+        return lambda u: product(u.reshape(-1, 1)).view(u.shape).to(u.dtype)
 
     def score(self, output: Tensor, batch: Any, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """``N dL/df``, per element of the first axis."""

@@ -1,7 +1,9 @@
-"""Second derivatives of functions of one flat vector, in every way that torch can take them.
+"""Second derivatives of functions of several tensors, in every way that torch can take them.
 
 Forward over reverse is tried first.  ``grad`` of ``jvp`` and ``jvp`` of ``jvp`` are never used: through ``layer_norm``
-they are silently wrong in torch 2.13, while ``jvp`` of ``grad`` and ``vjp`` of ``grad`` are right.
+they are silently wrong in torch 2.13, while ``jvp`` of ``grad`` and ``vjp`` of ``grad`` are right.  Functions take the
+tensors as they are, not cut from one flat vector, and the last backward pass records no graph: a product then needs
+no more time and memory than the derivatives themselves.
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ from torch.func import grad, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from symgeo.errors import is_out_of_memory
+from symgeo.functional import Params
+from symgeo.hessian.space import FlatSpace
 
-Scalar = Callable[[Tensor], Tensor]
+Function = Callable[[Params], Tensor]
 Linear = Callable[[Tensor], Tensor]
 
 _OPERATION = (
@@ -33,22 +37,28 @@ def differentiable() -> Iterator[None]:
         yield
 
 
-def forward_over_reverse(f: Scalar, x: Tensor, v: Tensor) -> Tensor:
+def pulled(f: Function, x: Params, w: Tensor | None = None) -> Params:
+    """``J^T w``, for a scalar function by default its gradient; with no graph to differentiate it in reverse again."""
+    value, pull, *_ = vjp(f, x)
+    return pull(torch.ones_like(value) if w is None else w, retain_graph=False, create_graph=False)[0]
+
+
+def forward_over_reverse(f: Function, x: Params, v: Params) -> Params:
     """``H v`` as the directional derivative of the gradient."""
-    return jvp(grad(f), (x,), (v,))[1]
+    return jvp(lambda y: pulled(f, y), (x,), (v,))[1]
 
 
-def reverse_over_reverse(f: Scalar, x: Tensor, v: Tensor) -> Tensor:
+def reverse_over_reverse(f: Function, x: Params, v: Params) -> Params:
     """``H v`` as the gradient of ``<grad f, v>``, for what forward mode cannot pass."""
-    return vjp(grad(f), x)[1](v)[0]
+    return vjp(grad(f), x)[1](v, retain_graph=False, create_graph=False)[0]
 
 
-def forward(f: Linear, x: Tensor, v: Tensor) -> Tensor:
+def forward(f: Function, x: Params, v: Params) -> Tensor:
     """``J v`` in forward mode."""
     return jvp(f, (x,), (v,))[1]
 
 
-def transposed_twice(f: Linear, x: Tensor, v: Tensor) -> Tensor:
+def transposed_twice(f: Function, x: Params, v: Params) -> Tensor:
     """``J v`` as the transpose of the linear map ``w -> J^T w``, for what forward mode cannot pass."""
     out, pull, *_ = vjp(f, x)
     return vjp(lambda w: pull(w)[0], torch.zeros_like(out))[1](v)[0]
@@ -95,6 +105,8 @@ class Columns:
     def _apply(v: Tensor, way: Linear, together: bool) -> Tensor:
         if together and v.shape[1] > 1:
             return vmap(way, in_dims=1, out_dims=-1)(v)
+        if v.shape[1] == 1:
+            return way(v.squeeze(1)).unsqueeze(-1)
         return torch.stack([way(column).detach() for column in v.unbind(1)], dim=-1)
 
 
@@ -122,11 +134,11 @@ def _custom_function(failure: Exception) -> str | None:
 
 
 class SecondDerivative:
-    """The mean Hessian of several functions of one flat vector, at ``x (d,)``, as a product with columns."""
+    """The mean Hessian of several functions at the point of a flat space, as a product with columns in flat order."""
 
-    def __init__(self, functions: Sequence[Scalar], x: Tensor):
-        self.functions, self.x = list(functions), x
-        self.maps = [second_ways(f, x) for f in self.functions]
+    def __init__(self, functions: Sequence[Function], space: FlatSpace):
+        self.functions, self.space = list(functions), space
+        self.maps = [second_ways(f, space) for f in self.functions]
 
     def __call__(self, v: Tensor) -> Tensor:
         """``H V (d, k)`` for ``V (d, k)``."""
@@ -134,9 +146,9 @@ class SecondDerivative:
 
     def gradient(self) -> Tensor:
         """The mean gradient ``(d,)``."""
-        total = torch.zeros_like(self.x)
+        total = torch.zeros_like(self.space.point)
         for f in self.functions:
-            total += gradient(f, self.x)
+            total += gradient(f, self.space)
         return total / len(self.functions)
 
     def verified(self) -> float:
@@ -146,8 +158,8 @@ class SecondDerivative:
         over reverse is symmetric up to such rows, reverse over reverse, which masks both, is used from then on.
         ``ValueError`` for any other asymmetry.
         """
-        scale = check_repeatable("gradients", lambda: gradient(self.functions[0], self.x))
-        v = probes(self.x)
+        scale = check_repeatable("gradients", lambda: gradient(self.functions[0], self.space))
+        v = probes(self.space.point)
         for columns in self.maps:
             image = columns(v)
             gap = asymmetry(v, image, scale)
@@ -161,11 +173,12 @@ class SecondDerivative:
         return scale
 
 
-def gradient(f: Scalar, x: Tensor) -> Tensor:
-    """The gradient of ``f`` at ``x``."""
-    x = x.detach().requires_grad_()
+def gradient(f: Function, space: FlatSpace) -> Tensor:
+    """The gradient of ``f`` at the point, in flat order."""
+    leaves = {name: p.detach().requires_grad_() for name, p in space.tangent(space.point).items()}
     with differentiable():
-        return torch.autograd.grad(f(x), x, materialize_grads=True)[0]
+        slopes = torch.autograd.grad(f(leaves), list(leaves.values()), materialize_grads=True)
+    return space.coordinates(dict(zip(leaves, slopes)))
 
 
 def mean_of(maps: Sequence[Linear], v: Tensor) -> Tensor:
@@ -221,10 +234,10 @@ def not_symmetric(name: str, gap: float) -> ValueError:
     )
 
 
-def second_ways(f: Scalar, x: Tensor) -> Columns:
-    """``V -> H V`` for the Hessian of one function."""
-    return Columns([_bound(way, f, x) for way in SECOND])
+def second_ways(f: Function, space: FlatSpace) -> Columns:
+    """``V -> H V`` for the Hessian of one function at the point."""
+    return Columns([_bound(way, f, space) for way in SECOND])
 
 
-def _bound(way: Callable[[Scalar, Tensor, Tensor], Tensor], f: Scalar, x: Tensor) -> Linear:
-    return lambda v: way(f, x, v)
+def _bound(way: Callable[[Function, Params, Params], Params], f: Function, space: FlatSpace) -> Linear:
+    return lambda v: space.coordinates(way(f, space.tangent(space.point), space.tangent(v)))

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 from manifolds.geodesic import METHODS
 from symgeo.functional import Loss, Params
 from symgeo.geometry import ParameterManifold
-from symgeo.hessian.derivatives import Scalar, SecondDerivative, differentiable
+from symgeo.hessian.derivatives import Function, SecondDerivative, differentiable
+from symgeo.hessian.space import FlatSpace
 from symgeo.sharpness.worst_case import batch_list, evaluate
 
 
@@ -46,11 +47,12 @@ def geodesic_jet(loss: Loss, params: Params, batches: Iterable[Any], manifold: P
     bound = float(z.norm())
     data = batch_list(batches)
 
-    def along(batch: Any) -> Scalar:
-        return lambda t: evaluate(loss, chart.point(z, geodesic, t=t.squeeze(), bound=bound), batch)
+    def along(batch: Any) -> Function:
+        return lambda time: evaluate(loss, chart.point(z, geodesic, t=time["t"], bound=bound), batch)
 
-    second = SecondDerivative([along(batch) for batch in data], chart.origin().new_zeros(1))
+    start = {"t": z.new_zeros(())}
+    second = SecondDerivative([along(batch) for batch in data], FlatSpace(start))
     with differentiable():
-        value = sum(float(f(second.x).detach()) for f in second.functions) / len(data)
-    return Jet(value, float(second.gradient()), float(second(second.x.new_ones(1, 1))))
+        value = sum(float(f(start).detach()) for f in second.functions) / len(data)
+    return Jet(value, float(second.gradient()), float(second(z.new_ones(1, 1))))
 

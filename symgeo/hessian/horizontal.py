@@ -12,7 +12,6 @@ for one ``h x h`` matrix ``c``, so that ``(c, a', b')`` are orthonormal coordina
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor
 
 from manifolds.frame import PairFrame
 from manifolds.linalg import split
-from symgeo.chart import Chart
+from symgeo.chart import Chart, Pieces, flattened, shaped
 
 
 @dataclass(frozen=True)
@@ -117,33 +116,23 @@ class HorizontalBasis:
         self.plain = [] if horizontal else chart.sizes[1:]
         self.size = sum(self.sizes) + sum(self.plain)
 
-    def expand(self, flat: Tensor) -> Tensor:
-        """Columns ``(size, k)`` -> coordinates of the chart ``(chart.size, k)``."""
+    def expand(self, flat: Tensor) -> Pieces:
+        """Columns ``(size, k)`` -> the pieces of coordinates of the chart, with ``k`` rows."""
         rest, *pieces = flat.T.split(self.sizes + self.plain, dim=1)
         if self.kept is not None:
             rest = rest.new_zeros(rest.shape[0], self.chart.sizes[0]).index_copy(1, self.kept, rest)
-        full = [flattened(pair.expand(piece)) for pair, piece in zip(self.pairs, pieces)] if self.pairs else pieces
-        return torch.cat([rest, *full], dim=1).T
+        frames = self.chart.frames
+        if self.pairs:
+            full = [basis.expand(piece) for basis, piece in zip(self.pairs, pieces)]
+        else:
+            full = [shaped(piece, f.point.shape, f.point.is_complex()) for f, piece in zip(frames.values(), pieces)]
+        return rest, dict(zip(frames, full))
 
-    def contract(self, z: Tensor) -> Tensor:
-        """The adjoint: ``(chart.size, k)`` -> ``(size, k)``."""
-        rest, *pieces = z.T.split(self.chart.sizes, dim=1)
+    def contract(self, z: Pieces) -> Tensor:
+        """The adjoint: pieces with ``k`` rows -> ``(size, k)``."""
+        rest, pairs = z
         if self.kept is not None:
             rest = rest.index_select(1, self.kept)
-        if self.pairs:
-            frames = self.chart.frames.values()
-            full = [shaped(piece, f.point.shape, f.point.is_complex()) for piece, f in zip(pieces, frames)]
-            pieces = [pair.contract(z) for pair, z in zip(self.pairs, full)]
-        return torch.cat([rest, *pieces], dim=1).T
-
-
-def shaped(flat: Tensor, shape: Sequence[int], complex_numbers: bool) -> Tensor:
-    """Rows of real numbers ``(k, ...)`` as tensors ``(k, *shape)``, real or complex."""
-    if not complex_numbers:
-        return flat.reshape(-1, *shape)
-    return torch.complex(*flat.reshape(-1, *shape, 2).unbind(-1))
-
-
-def flattened(z: Tensor) -> Tensor:
-    """The inverse of :func:`shaped`: rows of real numbers."""
-    return (torch.view_as_real(z.contiguous()) if z.is_complex() else z).reshape(z.shape[0], -1)
+        bases = zip(self.pairs, pairs.values())
+        flat = [basis.contract(pair) for basis, pair in bases] if self.pairs else map(flattened, pairs.values())
+        return torch.cat([rest, *flat], dim=1).T

@@ -7,10 +7,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import vjp
 
 from symgeo.functional import Loss, Params
-from symgeo.hessian.derivatives import FIRST, Columns, SecondDerivative, check_repeatable, differentiable, mean_of
+from symgeo.hessian.derivatives import (
+    FIRST,
+    Columns,
+    Function,
+    SecondDerivative,
+    check_repeatable,
+    differentiable,
+    mean_of,
+    pulled,
+)
 from symgeo.hessian.model_loss import ModelLoss
 from symgeo.hessian.operator import HessianOperator
 from symgeo.hessian.space import FlatSpace
@@ -44,13 +52,13 @@ def euclidean_hessian(loss: Loss, params: Params, batches: Iterable[Any], chunk:
 
 
 def second_derivative(loss: Loss, params: Params, batches: Iterable[Any]) -> tuple[FlatSpace, SecondDerivative]:
-    """The loss as functions of the flat vector, one per batch, with their mean second derivative."""
+    """The flat order of the parameters, and the second derivative of the mean loss over the batches in it."""
     space, data = FlatSpace(params), batch_list(batches)
-    return space, SecondDerivative([_flat_loss(loss, space, batch) for batch in data], space.point)
+    return space, SecondDerivative([_loss_of(loss, batch) for batch in data], space)
 
 
-def _flat_loss(loss: Loss, space: FlatSpace, batch: Any) -> Callable[[Tensor], Tensor]:
-    return lambda x: evaluate(loss, space.tangent(x), batch)
+def _loss_of(loss: Loss, batch: Any) -> Function:
+    return lambda params: evaluate(loss, params, batch)
 
 
 def ggn(loss: ModelLoss, params: Params, batches: Iterable[Any], chunk: int | None = None,
@@ -107,28 +115,32 @@ def _sandwich(loss: ModelLoss, params: Params, batches: Iterable[Any],
             f"hessian.ModelLoss(outputs, criterion); got {type(loss).__name__}"
         )
     space, data = FlatSpace(params), batch_list(batches)
-    outputs = [_flat_outputs(loss, space, batch) for batch in data]
+    outputs = [_outputs_of(loss, batch) for batch in data]
     if check:
-        check_repeatable("outputs", lambda: _at(outputs[0], space.point))
+        check_repeatable("outputs", lambda: _at(outputs[0], space))
     maps = []
     for index, (function, batch) in enumerate(zip(outputs, data)):
-        middle = curvature(_at(function, space.point), batch, index)
-        maps.append(_congruence(function, space.point, middle))
+        middle = curvature(_at(function, space), batch, index)
+        maps.append(_congruence(function, space, middle))
     return HessianOperator(lambda v: mean_of(maps, v), space, name, chunk).verified(check)
 
 
-def _flat_outputs(loss: ModelLoss, space: FlatSpace, batch: Any) -> Callable[[Tensor], Tensor]:
-    return lambda x: loss.outputs(space.tangent(x), batch)
+def _outputs_of(loss: ModelLoss, batch: Any) -> Function:
+    return lambda params: loss.outputs(params, batch)
 
 
-def _at(outputs: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+def _at(outputs: Function, space: FlatSpace) -> Tensor:
     with differentiable():
-        return outputs(x).detach()
+        return outputs(space.tangent(space.point)).detach()
 
 
-def _congruence(outputs: Callable[[Tensor], Tensor], x: Tensor, middle: Curvature) -> Columns:
+def _congruence(outputs: Function, space: FlatSpace, middle: Curvature) -> Columns:
     """``v -> J^T C J v``."""
-    def way(push: Callable[..., Tensor]) -> Curvature:
-        return lambda v: vjp(outputs, x)[1](middle(push(outputs, x, v)))[0]
+    def way(push: Callable[[Function, Params, Params], Tensor]) -> Curvature:
+        def product(v: Tensor) -> Tensor:
+            x = space.tangent(space.point)
+            return space.coordinates(pulled(outputs, x, middle(push(outputs, x, space.tangent(v)))))
+
+        return product
 
     return Columns([way(push) for push in FIRST])

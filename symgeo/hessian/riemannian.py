@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.func import vmap
 
-from symgeo.chart import Chart
+from symgeo.chart import Chart, Pieces
 from symgeo.functional import Loss, Params
 from symgeo.geometry import ParameterManifold
-from symgeo.hessian.derivatives import SecondDerivative
+from symgeo.hessian.derivatives import Linear
 from symgeo.hessian.horizontal import HorizontalBasis
+from symgeo.hessian.matrices import second_derivative
 from symgeo.hessian.operator import HessianOperator
-from symgeo.hessian.space import Space
-from symgeo.sharpness.worst_case import batch_list, check_invariance, evaluate
+from symgeo.hessian.space import FlatSpace, Space
+from symgeo.sharpness.worst_case import batch_list, check_invariance
 
 
 class ChartSpace(Space):
@@ -27,11 +29,11 @@ class ChartSpace(Space):
 
     def tangent(self, z: Tensor) -> Params:
         """The tangent vector at the point as it was given."""
-        return self.chart.tangent(self.basis.expand(z.unsqueeze(1)).squeeze(1))
+        return self.chart.tangent(self.chart.join(*self.basis.expand(z.unsqueeze(1))).squeeze(0))
 
     def coordinates(self, u: Mapping[str, Tensor]) -> Tensor:
         """The coordinates of the horizontal part of ``u``."""
-        return self.basis.contract(self.chart.coordinates(dict(u)).unsqueeze(1)).squeeze(1)
+        return self.basis.contract(self.chart.pieces(self.chart.coordinates(dict(u)).unsqueeze(0))).squeeze(1)
 
     def same(self, other: Space) -> bool:
         """Whether both belong to the same point and metric."""
@@ -51,8 +53,9 @@ def riemannian_hessian(loss: Loss, params: Params, batches: Iterable[Any], manif
         <u, Hess L v> = d2L(u, v) - dL(Gamma(u, v)),    u, v horizontal,
 
     which is the plain Hessian at ``z = 0`` of ``z -> L(x + u - Gamma(u, u) / 2)``, ``u`` with coordinates ``z``: a
-    geodesic to second order.  That is how products are taken, forward over reverse; no matrix is formed, and nothing
-    is differentiated through an eigenvalue problem.
+    geodesic to second order.  Products are those of the chain rule, ``E^T (d2L - dL Gamma) E`` with the frame ``E``:
+    one product with the plain Hessian of the loss, in the balanced gauge, and for the connection small products of
+    the pairs.  No matrix is formed, and nothing is differentiated through an eigenvalue problem.
 
     Its size is the number of parameters that are not frozen minus ``h^2`` for each pair (minus ``d / 2`` complex
     numbers for a rotary group of size d): the dimension of the quotient.  Batches of pairs of which one lacks full
@@ -82,19 +85,56 @@ def covariant_hessian(loss: Loss, params: Params, batches: Iterable[Any], manifo
     data = batch_list(batches)
     params = {name: p.detach() for name, p in params.items()}
     space = ChartSpace(manifold.chart(params), horizontal)
-    method = "taylor2" if connection else "linear"
-    second = SecondDerivative([_along(loss, space.chart, batch, method) for batch in data], space.chart.origin())
+    chart = space.chart
+    balanced = chart.point(chart.origin(), "linear")
+    moving = {name: balanced[name] for name in chart.layout.shapes}
+    flat, second = second_derivative(lambda moved, batch: loss(chart.complete(moved), batch), moving, data)
     if check:
         second.verified()
         for batch in data:
-            check_invariance(loss, params, space.chart, batch)
-
-    def product(v: Tensor) -> Tensor:
-        return space.basis.contract(second(space.basis.expand(v)))
-
+            check_invariance(loss, params, chart, batch)
+    frame = BalancedFrame(space, flat, second.gradient() if connection else None)
     name = f"Riemannian Hessian ({manifold.metric})" if horizontal else f"G^-1 Hessian ({manifold.metric})"
-    return HessianOperator(product, space, name, chunk)
+    return HessianOperator(lambda v: frame.congruent(second, v), space, name, chunk)
 
 
-def _along(loss: Loss, chart: Chart, batch: Any, method: str) -> Callable[[Tensor], Tensor]:
-    return lambda z: evaluate(loss, chart.point(z, method), batch)
+class BalancedFrame:
+    """The orthonormal frame ``E`` at the balanced point, as a map into the flat order of the parameters."""
+
+    def __init__(self, space: ChartSpace, flat: FlatSpace, gradient: Tensor | None):
+        self.basis, self.chart, self.flat = space.basis, space.chart, flat
+        self.slope = None if gradient is None else self.chart.covector(flat.cut(gradient))
+
+    def congruent(self, hessian: Linear, v: Tensor) -> Tensor:
+        """``E^T (H - dL Gamma) E v`` for columns ``v``; ``E^T H E v`` where no gradient was given."""
+        exact = torch.autocast(self.chart.device.type, enabled=False)  # only the loss may run in low precision
+        with exact:
+            z = self.basis.expand(v)
+            there = self._there(z)
+        image = hessian(there)
+        with exact:
+            rest, pairs = self._back(image)
+            if self.slope is not None:
+                bent_rest, bent = self.chart.connection(self.slope, z)
+                rest, pairs = rest - bent_rest, {name: pair - bent[name] for name, pair in pairs.items()}
+            return self.basis.contract((rest, pairs))
+
+    def _there(self, z: Pieces) -> Tensor:
+        """Vectors with coordinates ``z``, ``k`` rows, as columns in flat order."""
+        def one(z: Pieces) -> Tensor:
+            return self.flat.coordinates(self.chart.velocity(z))
+
+        rest, pairs = z
+        if len(rest) == 1:
+            return one((rest[0], {name: pair[0] for name, pair in pairs.items()})).unsqueeze(1)
+        return vmap(one, out_dims=1)(z)
+
+    def _back(self, w: Tensor) -> Pieces:
+        """Columns of covectors in flat order as coordinates, ``k`` rows."""
+        def one(w: Tensor) -> Pieces:
+            return self.chart.covector(self.flat.cut(w))
+
+        if w.shape[1] == 1:
+            rest, pairs = one(w.squeeze(1))
+            return rest.unsqueeze(0), {name: pair.unsqueeze(0) for name, pair in pairs.items()}
+        return vmap(one, in_dims=1)(w)

@@ -64,9 +64,12 @@ class FlatSpace(Space):
 
     def tangent(self, z: Tensor) -> Params:
         """``z`` cut and reshaped, in the dtypes of the parameters."""
+        return {name: piece.to(self.dtypes[name]) for name, piece in self.cut(z).items()}
+
+    def cut(self, z: Tensor) -> Params:
+        """``z`` cut and reshaped, in its own dtype."""
         pieces = z.split([shape.numel() for shape in self.shapes.values()])
-        return {name: piece.reshape(shape).to(self.dtypes[name])
-                for (name, shape), piece in zip(self.shapes.items(), pieces)}
+        return {name: piece.reshape(shape) for (name, shape), piece in zip(self.shapes.items(), pieces)}
 
     def coordinates(self, u: Mapping[str, Tensor]) -> Tensor:
         """The flattened tensors, in the order of the parameters."""

@@ -141,7 +141,7 @@ def section(flow: Flow, params: Params) -> Tensor | None:
         span = flow.writers[0] if taken else flow.sources[0]
         x = params[span.parameter]
         t = fitted(lambda t: {span.parameter: span.embed(t, x)}, span.size({span.parameter: tuple(x.shape)}), params)
-        return t if taken else -t
+        return flow.coordinates(t if taken else -t)
     if isinstance(flow, RowFreedom):
         weight, gain = params[flow.reader.weight], params[flow.gain].double()
         outputs = flow.reader.sizes({flow.reader.weight: tuple(weight.shape)})[0]

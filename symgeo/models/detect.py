@@ -13,7 +13,7 @@ from typing import Any
 from torch import nn
 
 from symgeo.models.attention import attention_symmetry
-from symgeo.models.family import resolve
+from symgeo.models.family import attribute, resolve
 from symgeo.models.generators import mlp_symmetry
 from symgeo.models.structure import MLP, Attention, Linear, linear
 from symgeo.symmetry import Symmetry
@@ -129,8 +129,8 @@ def _linear(module: nn.Module, names: str) -> Linear | None:
     path = resolve(module, names)
     if not path:
         return None
-    child = module.get_submodule(path)
-    weight = getattr(child, "weight", None)
+    found = attribute(module, path)
+    weight = getattr(found, "weight", None) if isinstance(found, nn.Module) else None
     return linear(module, path) if weight is not None and getattr(weight, "ndim", 0) == 2 else None
 
 

@@ -103,7 +103,7 @@ def unknown_parts(model: nn.Module, found: Sequence[Found], prefixes: Sequence[s
             strange = [p for p in own if not _accounted(f"{inside}{p}", home.family)]
             parts += [f"{name or 'the model'} ({type(module).__name__})"] if strange else []
         elif SUSPECT.search(type(module).__name__) and any(True for _ in module.parameters()):
-            contains = any(f.prefix.startswith(path) for f in found)
+            contains = any(prefix.startswith(path) for prefix in (*(f.prefix for f in found), *prefixes))
             parts += [] if contains else [f"{name or 'the model'} ({type(module).__name__})"]
     return _outermost(parts)
 

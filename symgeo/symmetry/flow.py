@@ -130,6 +130,12 @@ class Compensation(Shear):
             _check_bias(self, reader, outputs, shapes)
         return {"all": size, "mean_free": size - 1, "mean": 1}[self.within]
 
+    def coordinates(self, translation: Tensor) -> Tensor:
+        """Those of a translation, or of the closest one that it can be."""
+        if self.within == "mean_free":
+            return (translation - translation.mean())[:-1]
+        return translation.mean().reshape(1) if self.within == "mean" else translation
+
     def displacement(self, t: Tensor, params: Params) -> dict[str, Tensor]:
         """+t, -W t and -t."""
         if self.within == "mean_free":

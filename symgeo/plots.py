@@ -239,7 +239,8 @@ def plot_symmetry(symmetry: Symmetry, params: Mapping[str, Any], path: str | Pat
     for place, (_, pieces) in enumerate(bars):
         left, total = 0.0, sum(size for _, size in pieces)
         for kind, size in pieces:
-            axes.barh(place, size / total, left=left, height=0.72, color=colours[kind], edgecolor="white", linewidth=0.4)
+            axes.barh(place, size / total, left=left, height=0.72, color=colours[kind], edgecolor="white",
+                      linewidth=0.4)
             left += size / total
     for kind in dict.fromkeys(kind for _, pieces in bars for kind, _ in pieces):
         axes.barh(0, 0, color=colours[kind], label=kind)

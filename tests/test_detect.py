@@ -30,8 +30,9 @@ def starcoder() -> nn.Module:
 def gptj() -> nn.Module:
     from transformers import GPTJConfig, GPTJForCausalLM
 
-    return randomise(GPTJForCausalLM(GPTJConfig(n_embd=12, n_head=3, n_layer=2, n_inner=7, vocab_size=19, n_positions=16,
-                                                rotary_dim=4, attn_implementation="eager")))
+    return randomise(GPTJForCausalLM(GPTJConfig(
+        n_embd=12, n_head=3, n_layer=2, n_inner=7, vocab_size=19, n_positions=16, rotary_dim=4,
+        attn_implementation="eager")))
 
 
 def dinov2() -> nn.Module:

@@ -19,8 +19,9 @@ from symgeo.models.precision import full_double
 LOCAL = {"ModernBERT": 8}
 #: one instance of every family, with its flat directions counted by the Jacobian of its outputs
 COMPLETE = (
-    "BERT classifier", "BERT masked LM", "BERT masked LM, untied", "RoBERTa", "RoBERTa masked LM", "DistilBERT classifier",
-    "DistilBERT masked LM", "GPT-2", "GPT-2, untied", "Phi-3", "LLaMA", "LLaMA, tied", "LLaMA, biases", "Mistral",
+    "BERT classifier", "BERT masked LM", "BERT masked LM, untied", "RoBERTa", "RoBERTa masked LM",
+    "DistilBERT classifier", "DistilBERT masked LM", "GPT-2", "GPT-2, untied", "Phi-3", "LLaMA", "LLaMA, tied",
+    "LLaMA, biases", "Mistral",
     "Mixtral", "Qwen2", "Qwen3", "Gemma 2", "Gemma 3", "OPT", "OPT, post-norm", "OPT, projected", "BLOOM", "T5 encoder",
     "T5", "T5 1.1", "ViT classifier", "ViT classifier, no biases", "DeiT classifier", "CLIP vision", "CLIP text",
     "SigLIP vision", "SigLIP text", "Whisper", "timm ViT", "TinyLM", "TinyViT", "nn.TransformerEncoderLayer, pre-norm",
@@ -28,7 +29,8 @@ COMPLETE = (
     "nn.TransformerDecoder, pre-norm", "nn.Transformer", "nn.Transformer, pre-norm",
 )
 #: sizes at which a stream that starts from tokens alone is not generic otherwise
-SIZES = {"GPT-NeoX": {"layers": 2, "vocab": 23}, "GPT-NeoX, sequential": {"vocab": 29}, "Phi": {"layers": 2, "vocab": 23},
+SIZES = {"GPT-NeoX": {"layers": 2, "vocab": 23}, "GPT-NeoX, sequential": {"vocab": 29},
+         "Phi": {"layers": 2, "vocab": 23},
          "OLMo 2": {"vocab": 47}, "OPT, post-norm": {"vocab": 19}, "OPT, projected": {"vocab": 23}}
 
 

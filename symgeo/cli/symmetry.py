@@ -23,9 +23,9 @@ def symmetry(
     data: Annotated[str, typer.Option(metavar="SPEC", help=f"Inputs for the check: {SPEC}")] = "",
     batch_size: BatchSize = 8,
     samples: Annotated[int, typer.Option(min=1, help="Random elements to try for every group.")] = 4,
-    count: Annotated[bool, typer.Option("--count", help="Also measure how many directions are flat (small models).")] = False,
-    approximate: Annotated[bool, typer.Option("--approximate", help="With what holds up to the eps of a norm.")] = False,
-    plot: Annotated[Path | None, typer.Option(help="Picture of the parameters, coloured by group (.png or .pdf).")] = None,
+    count: Annotated[bool, typer.Option("--count", help="Also measure how many directions are flat.")] = False,
+    approximate: Annotated[bool, typer.Option("--approximate", help="With what norms remove up to their eps.")] = False,
+    plot: Annotated[Path | None, typer.Option(help="Picture of the parameters by group (.png or .pdf).")] = None,
     *,
     run: Run,
 ) -> Outcome:
@@ -77,13 +77,16 @@ def _refuse(findings: "Findings", kind: str) -> None:
     if not findings.found:
         from symgeo.errors import SymmetryError
 
-        tried = "; tried and refuted: " + ", ".join(f"{a} as {b}" for a, b in findings.refused) if findings.refused else ""
+        guesses = ", ".join(f"{a} as {b}" for a, b in findings.refused)
+        tried = f"; tried and refuted: {guesses}" if guesses else ""
         unknown = f"; it has {', '.join(findings.unknown[:4])}" if findings.unknown else ""
         raise SymmetryError(f"{kind} has no part that symgeo recognises{unknown}{tried}; declare its symmetry with "
                             "symgeo.Symmetry and verify it with symgeo.check")
 
 
-def _told(findings: "Findings", report: Any, params: dict[str, Any], exact: set[str] | None) -> tuple[str, dict[str, Any]]:
+def _told(
+    findings: "Findings", report: Any, params: dict[str, Any], exact: set[str] | None
+) -> tuple[str, dict[str, Any]]:
     """The table and what stands below it, and the same as data."""
     from symgeo.models.summary import rows, table
     from symgeo.report import aligned

@@ -113,7 +113,7 @@ def shifts_freely(a: Attention) -> bool:
 def key_shift(a: Attention) -> dict[str, dict[str, str]]:
     """``b_k += c`` adds the same to every logit of a query; with partly rotary heads, where positions do not turn."""
     bias = a.inputs[1].bias
-    if not bias or not (shifts_freely(a) or a.partial and not (a.capped or a.norms)):
+    if not bias or not (shifts_freely(a) or (a.partial and not (a.capped or a.norms))):
         return {}
     key = "(0 + _)" if a.partial else "_"
     if a.interleaved:

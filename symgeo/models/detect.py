@@ -66,7 +66,7 @@ def _options(module: nn.Module) -> Iterator[tuple[str, Symmetry]]:
 
 
 def _attention_options(a: Attention, module: nn.Module) -> Iterator[tuple[str, Symmetry]]:
-    """Positions none, rotary by halves, rotary interleaved, unknown (no query-key group); each also with heads fixed."""
+    """Positions none, rotary by halves, rotary interleaved, unknown (no query-key group); also with heads fixed."""
     size = _size(module, a)
     for label, rotary in (("GL", ""), ("rotary, halves", "half"), ("rotary, interleaved", "interleaved")):
         if rotary and size % 2:
@@ -86,10 +86,9 @@ def _without(symmetry: Symmetry, names: set[str]) -> Symmetry:
 
 def _attention(module: nn.Module) -> Attention | None:
     heads = _number(module, _HEADS)
-    parts = [_linear(module, names) for names in (_QUERY, _KEY, _VALUE, _OUTPUT)]
-    if not heads or parts[3] is None:
+    query, key, value, output = (_linear(module, names) for names in (_QUERY, _KEY, _VALUE, _OUTPUT))
+    if not heads or output is None:
         return None
-    query, key, value, output = parts
     fused = _linear(module, _FUSED)
     if query is None or key is None or value is None:
         if fused is None:

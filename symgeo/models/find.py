@@ -46,20 +46,21 @@ def find_symmetry(model: nn.Module, strict: bool = True, approximate: bool = Fal
     """The symmetry of a model, verified on the model itself.
 
     Groups are derived from the structure that the family tables name (grouped queries, rotary positions, gates,
-    activations, norms, whole residual streams), from chains of linear maps and convolutions in ``nn.Sequential``, and from
-    the adapters of PEFT; attention and MLPs of models that no table knows are guessed from names and shapes.  All of it is
-    tried: a random element of every group must leave the outputs on random inputs unchanged.  Keys are the names of
-    ``model.named_parameters()``.  Parameters whose ``requires_grad`` is False are constants: nothing moves them.  The same
-    outputs means in evaluation mode, and from the model's main input (token ids, not ``inputs_embeds``, where embeddings
-    are not frozen): logits where the model has them, and hidden states of the last layer otherwise.  The model is not
-    modified.
+    activations, norms, whole residual streams), from chains of linear maps and convolutions in ``nn.Sequential``, and
+    from the adapters of PEFT; attention and MLPs of models that no table knows are guessed from names and shapes.  All
+    of it is tried: a random element of every group must leave the outputs on random inputs unchanged.  Keys are the
+    names of ``model.named_parameters()``.  Parameters whose ``requires_grad`` is False are constants: nothing moves
+    them.  The same outputs means in evaluation mode, and from the model's main input (token ids, not
+    ``inputs_embeds``, where embeddings are not frozen): logits where the model has them, and hidden states of the last
+    layer otherwise.  The model is not modified.
 
     ``approximate=True`` adds what holds only up to the eps of a norm (exact, and always included, where that is 0).
 
     A model on the meta device has no weights to try anything with: a warning says so.
 
     Raises ``SymmetryError`` when nothing is recognised, when a part that looks like attention or an MLP is not (with
-    ``strict=False`` a warning, and that part is left alone), or when a derived group does not leave the model unchanged.
+    ``strict=False`` a warning, and that part is left alone), or when a derived group does not leave the model
+    unchanged.
 
     >>> from symgeo.models.tiny_vit import TinyViT
     >>> symmetry = find_symmetry(TinyViT())
@@ -83,8 +84,8 @@ def find_symmetry(model: nn.Module, strict: bool = True, approximate: bool = Fal
             raise SymmetryError(f"{message}. Pass strict=False to leave them out, or declare their symmetry")
         warnings.warn(f"{message}; they are left alone", stacklevel=2)
     if not findings.tried:
-        warnings.warn(f"find_symmetry: {kind} is on the meta device, without weights: what follows from its structure is "
-                      "returned, and was not tried", stacklevel=2)
+        warnings.warn(f"find_symmetry: {kind} is on the meta device, without weights: what follows from its structure "
+                      "is returned, and was not tried", stacklevel=2)
     return findings.symmetry
 
 
@@ -164,7 +165,8 @@ def _with_frozen(symmetry: Symmetry, frozen: frozenset[str]) -> Symmetry:
 
 
 def verify(
-    model: nn.Module, places: Sequence[str], symmetry: Symmetry, more: Sequence[str] = (), tolerance: float | None = None
+    model: nn.Module, places: Sequence[str], symmetry: Symmetry, more: Sequence[str] = (),
+    tolerance: float | None = None,
 ) -> list[CheckReport]:
     """Tries a random element on the outermost modules with known inputs that contain the places (prefixes of names), or
     one of ``more``: chains of torch's own modules and adapters, which need no trial where none can be made.
@@ -236,7 +238,8 @@ def _judge(report: CheckReport, module: nn.Module) -> None:
         return
     bad = [row.name for row in report.groups if not row.invariance <= report.tolerance]
     raise SymmetryError(
-        f"find_symmetry: {type(module).__name__} does not have the symmetry of the family whose classes it uses: a random "
-        f"element changes its output by {report.invariance:.1e} (groups {', '.join(bad[:4]) or 'in combination'}). "
+        f"find_symmetry: {type(module).__name__} does not have the symmetry of the family whose classes it uses: a "
+        f"random element changes its output by {report.invariance:.1e} (groups "
+        f"{', '.join(bad[:4]) or 'in combination'}). "
         "Declare what it has with symgeo.Symmetry"
     )

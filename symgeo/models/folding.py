@@ -110,8 +110,8 @@ def fold_norms(model: nn.Module) -> tuple[nn.Module, Unfold]:
     behind a branch, or in front of a tied head stay.  In a folded RMSNorm model whose head is not tied, any rotation of
     the residual stream is a symmetry on axes (``Orthogonal``).  The model is not modified.
 
-    ``unfold(folded)`` takes the folded module, or ``Params`` of it, back.  Raises ``SymmetryError`` where nothing can be
-    folded.
+    ``unfold(folded)`` takes the folded module, or ``Params`` of it, back.  Raises ``SymmetryError`` where nothing can
+    be folded.
 
     >>> from symgeo.models.tiny_vit import TinyViT
     >>> folded, unfold = fold_norms(TinyViT())

@@ -44,12 +44,12 @@ def _kind(child: nn.Module, width: int, biased: bool) -> tuple[bool, float, bool
             return None
         if not isinstance(y, Tensor) or y.shape != x.shape:
             return None
-        shift = probe.bias if biased else 0.0
+        gain, shift = probe.get_parameter("weight"), probe.get_parameter("bias") if biased else torch.zeros_like(x[0])
         for centred in (True, False):
             z = x - x.mean(-1, keepdim=True) if centred else x
             z = z / (z.square().mean(-1, keepdim=True) + _eps(child)).sqrt()
             for offset in (0.0, 1.0):
-                if torch.allclose(y, (probe.weight + offset) * z + shift, atol=_TOLERANCE, rtol=_TOLERANCE):
+                if torch.allclose(y, (gain + offset) * z + shift, atol=_TOLERANCE, rtol=_TOLERANCE):
                     return centred, offset, bool(torch.allclose(small, y, atol=_TOLERANCE, rtol=_TOLERANCE))
     return None
 

@@ -86,11 +86,12 @@ def _pretrained(module: nn.Module, generator: torch.Generator) -> Call | None:
         kwargs["input_features"] = _normal(module, generator, BATCH, config.num_mel_bins, frames)
     elif kind != "pixel_values":
         return None
-    if kind == "pixel_values" or vision is not config and "text_model" in dict(module.named_children()):
+    if kind == "pixel_values" or (vision is not config and "text_model" in dict(module.named_children())):
         size = vision.image_size
         height, width = size if isinstance(size, list | tuple) else (size, size)
         kwargs["pixel_values"] = _normal(module, generator, BATCH, vision.num_channels, height, width)
-    if getattr(config, "is_encoder_decoder", False) and "decoder" in {n.rpartition(".")[2] for n, _ in module.named_modules()}:
+    parts = {name.rpartition(".")[2] for name, _ in module.named_modules()}
+    if getattr(config, "is_encoder_decoder", False) and "decoder" in parts:
         kwargs["decoder_input_ids"] = _tokens(module, config, generator)
     return (), kwargs
 
@@ -152,7 +153,7 @@ def _sequential(module: nn.Module, generator: torch.Generator) -> Call | None:
     shapes: list[tuple[int, ...]] = [(first.in_features,)] if isinstance(first, nn.Linear) else [
         (first.in_channels, *(size,) * len(first.kernel_size)) for size in IMAGES]
     for shape in shapes:
-        call = (_normal(module, generator, BATCH, *shape),), {}
+        call: Call = (_normal(module, generator, BATCH, *shape),), {}
         if _runs(module, call):
             return call
     return None

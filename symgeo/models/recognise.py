@@ -69,8 +69,9 @@ def _extras(model: nn.Module, families: Iterable[Family]) -> Iterable[Symmetry]:
             for name, owner in model.named_modules():
                 prefix = f"{name}." if name else ""
                 keys = [f"{prefix}{key}" for key in extra.symmetry.tensors]
-                free = (names.alone(key) or key in names.axes and key.removeprefix(prefix) in extra.shared for key in keys)
-                if extra.owner in qualified_names(owner) and all(free):
+                shared = {f"{prefix}{key}" for key in extra.shared}
+                free = all(names.alone(key) or (key in names.axes and key in shared) for key in keys)
+                if extra.owner in qualified_names(owner) and free:
                     own = Symmetry({f"{prefix}{key}": text for key, text in extra.symmetry.tensors.items()},
                                    extra.symmetry.groups, extra.symmetry.sizes)
                     yield scoped(own, name)

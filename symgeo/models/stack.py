@@ -17,8 +17,9 @@ from symgeo.symmetry import Reader, Span
 
 @dataclass(frozen=True)
 class Found:
-    """One recognised layer: where, by which table, its structure with names relative to it, the module (with its prefix)
-    that calls it and its like one after the other, if a table knows one, and the norm behind them with its full name."""
+    """One recognised layer: where, by which table, its structure with names relative to it, the module (with its
+    prefix) that calls it and its like one after the other, if a table knows one, and the norm behind them all with its
+    full name."""
 
     prefix: str
     family: Family

@@ -13,7 +13,7 @@ from symgeo.models.compensated import mean_exchanges, readers_of, row_flows
 from symgeo.models.family import Family
 from symgeo.models.generators import bias_symmetry, entry_symmetry, reading_symmetry
 from symgeo.models.stack import Names, Stack, Start, reading_heads
-from symgeo.models.structure import Linear, Norm
+from symgeo.models.structure import Branch, Linear, Norm
 from symgeo.symmetry import (
     Axis,
     Compensation,
@@ -95,36 +95,48 @@ def _start_symmetry(stack: Stack, approximate: bool) -> Symmetry:
     start = stack.start
     if start is None:
         return EMPTY
-    prenorm = all(layer.prenorm for layer in stack.layers)
-    centred = prenorm and all(layer.centred_readers for layer in stack.layers)
-    centred = centred and all(b.before for layer in stack.layers for b in layer.branches)
-    judged = start.norm.centred if start.norm else centred
+    branches = [b for layer in stack.layers for b in layer.branches]
+    seen_centred = all(layer.prenorm and layer.centred_readers for layer in stack.layers) and all(
+        b.before for b in branches)
+    centred = start.norm.centred if start.norm else seen_centred
+    shifts = _mean_shifts(start) if centred and not start.bent else {}
+    if start.norm and start.norm.bias and seen_centred:
+        shifts["entry_mean"] = {start.norm.bias: "1"}
+    flows = _exchanges(start, "mean_free" if centred else "all") | _entry_flows(start, branches[0])
+    flows |= {f"unread_{i}": Unread(span.parameter, (span.rows[0], span.rows[1]))
+              for i, span in enumerate(start.dead) if span.rows and span.rows[1]}
+    if start.norm and start.whole and not start.bent and (approximate or start.norm.scale_free):
+        flows["embedding_scale"] = StreamScale(_start_axes(start))
+    return Symmetry({}, {}, shifts=shifts, flows=flows)
+
+
+def _exchanges(start: Start, within: str) -> dict[str, Flow]:
+    """What spans that are added up at the same tokens exchange."""
     flows: dict[str, Flow] = {}
     for number, spans in enumerate(start.sums):
         for other, span in enumerate(spans[1:], start=1):
             sources = (spans[0], *(start.masks if number == 0 else ()))
-            flows[f"exchange_{number}_{other}"] = Compensation(sources, (), (span,), "mean_free" if judged else "all")
-    shifts: dict[str, dict[str, str]] = {}
-    if judged and not start.bent:
-        last = {span.parameter: "_ " * (start.axes[span.parameter] - 1) + "1" for span in start.spans}
-        first = {weight: "1" + " _" * (start.axes[weight] - 1) for weight in start.weights}
-        shifts = {f"{key.rpartition('.')[0].replace('.', '_') or key}_{key.rpartition('.')[2]}_mean": {key: pattern}
-                  for key, pattern in (last | first).items()}
-    if start.norm and start.norm.bias and centred:
-        shifts["entry_mean"] = {start.norm.bias: "1"}
-    first = stack.layers[0].branches[0]
-    spans = [span for span in (start.sums[0][-1:] if start.sums else ()) if not start.norm]
-    if start.norm and not first.outer and not first.before:
-        flows |= row_flows(start.norm, readers_of(first.core))
-    if spans and first.outer and first.core.writer.bias:
-        readers = readers_of(first.core)
-        if all(reader.absorbs for reader in readers.values()):
-            back = Span(first.core.writer.bias)
-            flows["entry_bias"] = Compensation((spans[0],), tuple(readers.values()), (back,))
-    flows |= {f"unread_{i}": Unread(span.parameter, span.rows) for i, span in enumerate(start.dead) if span.rows}
-    if start.norm and start.whole and not start.bent and (approximate or start.norm.scale_free):
-        flows["embedding_scale"] = StreamScale(_start_axes(start))
-    return Symmetry({}, {}, shifts=shifts, flows=flows)
+            flows[f"exchange_{number}_{other}"] = Compensation(sources, (), (span,), within)
+    return flows
+
+
+def _mean_shifts(start: Start) -> dict[str, dict[str, str]]:
+    """The mean of every row of the embeddings and of every column of maps."""
+    last = {span.parameter: "_ " * (start.axes[span.parameter] - 1) + "1" for span in start.spans}
+    first = {weight: "1" + " _" * (start.axes[weight] - 1) for weight in start.weights}
+    return {f"{key.replace('.', '_')}_mean": {key: pattern} for key, pattern in (last | first).items()}
+
+
+def _entry_flows(start: Start, first: Branch) -> dict[str, Flow]:
+    """What the first branch takes back: on a post-norm stream a translation of the embeddings, and of a norm before a
+    branch that reads it directly the rows."""
+    readers = readers_of(first.core)
+    if start.norm:
+        return {} if first.outer or first.before else row_flows(start.norm, readers)
+    source, bias = start.sums[0][-1:] if start.sums else (), first.core.writer.bias
+    if source and first.outer and bias and all(reader.absorbs for reader in readers.values()):
+        return {"entry_bias": Compensation((source[0],), tuple(readers.values()), (Span(bias),))}
+    return {}
 
 
 def rotations(stacks: Sequence[Stack], approximate: bool = False) -> Symmetry:
@@ -138,7 +150,7 @@ def rotations(stacks: Sequence[Stack], approximate: bool = False) -> Symmetry:
             parts.append(scoped(Symmetry({}, {}, flows={"rotation": found}), scope))
         if all(_scales(stack, approximate) for stack in group):
             undone = [Axis(s.final.weight, 0, offset=s.final.offset) for s in group if s.tied and s.final]
-            flow = StreamScale(tuple(dict.fromkeys(writers)), tuple(undone))
+            flow = StreamScale(unique_axes(writers), tuple(undone))
             parts.append(scoped(Symmetry({}, {}, flows={"stream_scale": flow}), scope))
     return reduce(or_, parts, EMPTY)
 
@@ -211,5 +223,10 @@ def _rotation(group: Sequence[Stack], writers: Sequence[Axis]) -> StreamRotation
             readers += [linear.read(norm) for linear in consumers]
             biases += [Axis(norm.bias, 0, norm.weight, norm.offset)] if norm.bias else []
     centred = bool(group[0].final and group[0].final.centred)
-    return StreamRotation(*(tuple(dict.fromkeys(side)) for side in (writers, readers, biases)), centred)
+    return StreamRotation(unique_axes(writers), unique_axes(readers), unique_axes(biases), centred)
+
+
+def unique_axes(axes: Sequence[Axis]) -> tuple[Axis, ...]:
+    """The axes in order, each once."""
+    return tuple(dict.fromkeys(axes))
 

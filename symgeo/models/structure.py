@@ -204,8 +204,9 @@ class Branch:
 
     def renamed(self, rule: Rule) -> Branch:
         """The same branch under other names."""
-        norms = (norm.renamed(rule) if norm else None for norm in (self.before, self.after, self.outer))
-        return Branch(self.name, self.core.renamed(rule), *norms, rule(self.scale) if self.scale else None)
+        before, after, outer = (n.renamed(rule) if n else None for n in (self.before, self.after, self.outer))
+        scale = rule(self.scale) if self.scale else None
+        return Branch(self.name, self.core.renamed(rule), before, after, outer, scale)
 
     @property
     def written(self) -> tuple[Axis, ...]:

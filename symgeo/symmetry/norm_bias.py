@@ -18,8 +18,8 @@ class NormBias(Flow):
 
         c <- e^s c + e^(s/2) t,   a . t = 0,     W <- W - W (c' - c) a^T / (a . c')
 
-    so that ``W' c' = W c`` and ``W' (g * y) = W (g * y)`` (derived here).  Maps with a bias take ``W (c' - c)`` back with
-    that, and writers to the stream that the norm stands on take back ``c' - c`` itself.
+    so that ``W' c' = W c`` and ``W' (g * y) = W (g * y)`` (derived here).  Maps with a bias take ``W (c' - c)`` back
+    with that, and writers to the stream that the norm stands on take back ``c' - c`` itself.
 
     Coordinates are s and t less its entry where |a| is largest, which ``a . t = 0`` gives.  Needs ``a . c`` not 0.
     """

@@ -81,8 +81,8 @@ class StreamRotation(Flow):
 
     def renamed(self, rule: Rule) -> StreamRotation:
         """The same flow with every parameter name replaced."""
-        sides = (tuple(a.renamed(rule) for a in side) for side in (self.writers, self.readers, self.biases))
-        return StreamRotation(*sides, self.centred)
+        return StreamRotation(_renamed(self.writers, rule), _renamed(self.readers, rule), _renamed(self.biases, rule),
+                              self.centred)
 
     def dimension(self, shapes: Shapes) -> int:
         """n (n - 1) / 2, n the width, less 1 for centred norms."""
@@ -161,6 +161,10 @@ class StreamRotation(Flow):
                 yield axis, partial(_conjugated, r, around)
 
 
+def _renamed(axes: tuple[Axis, ...], rule: Rule) -> tuple[Axis, ...]:
+    return tuple(axis.renamed(rule) for axis in axes)
+
+
 def _conjugated(r: Tensor, around: Tensor, x: Tensor) -> Tensor:
     return (x * around) @ r.mT / around
 
@@ -197,8 +201,8 @@ class OffsetTrade(Flow):
 
     def renamed(self, rule: Rule) -> OffsetTrade:
         """The same flow with every parameter name replaced."""
-        sides = (tuple(a.renamed(rule) for a in side) for side in (self.readers, self.against))
-        return OffsetTrade(rule(self.gain), self.offset, *sides, self.period, rule(self.bias) if self.bias else None)
+        return replace(self, gain=rule(self.gain), readers=_renamed(self.readers, rule),
+                       against=_renamed(self.against, rule), bias=rule(self.bias) if self.bias else None)
 
     def dimension(self, shapes: Shapes) -> int:
         """The length of the gain over the period."""
@@ -254,7 +258,7 @@ class StreamScale(Flow):
 
     def renamed(self, rule: Rule) -> StreamScale:
         """The same flow with every parameter name replaced."""
-        return StreamScale(*(tuple(a.renamed(rule) for a in side) for side in (self.writers, self.undone)))
+        return StreamScale(_renamed(self.writers, rule), _renamed(self.undone, rule))
 
     def dimension(self, shapes: Shapes) -> int:
         """1"""

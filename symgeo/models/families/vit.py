@@ -80,7 +80,8 @@ CLIP = _tower(
     (Embeddings("", sums=((Span("embeddings.class_embedding"), Span(_POSITION, rows=(0, 1))),
                           (Span(_POSITION, rows=(1, None)),)),
                 weights=("embeddings.patch_embedding.weight",), norm="pre_layrnorm"),),
-    (Head(path("clip", "CLIPModel"), "vision_model.post_layernorm", "visual_projection", stack="vision_model.encoder"),),
+    (Head(path("clip", "CLIPModel"), "vision_model.post_layernorm", "visual_projection",
+          stack="vision_model.encoder"),),
     extras=(Extra(  # features are normalised and multiplied: lengths are lost, and both may be turned
         path("clip", "CLIPModel"),
         Symmetry({"visual_projection.weight": "(p x) _", "text_projection.weight": "(p y) _"},

@@ -8,7 +8,7 @@ from symgeo.models.chain import Affine, Fixed, Item, Normaliser
 from symgeo.models.channels import Chain, Draft, reading_port
 from symgeo.symmetry import Flow, Reader, RowFreedom, Span
 from symgeo.symmetry.channels import ChannelShift
-from symgeo.symmetry.slack import LinearSlack
+from symgeo.symmetry.slack import LinearSlack, RowTrade
 from symgeo.symmetry.stream import Axis, StreamRotation
 
 
@@ -50,22 +50,35 @@ def _behind_norm(draft: Draft, i: int) -> None:
     if not _linear(edge[place + 1 :]) or norm.groups != 1 or not norm.divides or reader.pixels > 1:
         return
     if norm.rows and norm.centred and reader.axes == 2:
-        weight, bias = reader.weight, Span(reader.bias) if reader.bias else None
+        name = draft.name("rows", i)
         if gain is None:
-            draft.shifts[draft.name("rows", i)] = {weight: "_ 1"}
-        elif gain.bias is None or bias:
-            draft.flows[draft.name("rows", i)] = RowFreedom(Reader(weight, bias), gain.weight, gain.bias)
+            draft.shifts[name] = {reader.weight: "_ 1"}
+        elif gain.bias is None or _reader(chain, i).absorbs:
+            draft.flows[name] = RowFreedom(_reader(chain, i), gain.weight, gain.bias)
+        elif reader.channels[1] < reader.channels[0]:
+            draft.flows[name] = RowTrade(reader.weight, gain.weight, gain.bias)
     first = at - 1
     least = 3 if norm.centred else 2
     if first < 0 or chain.nodes[first].diagonal or not _linear(edge[:place]) or chain.nodes[first].channels[1] < least:
         return
-    writer, name = chain.nodes[first], gain.weight if gain else None
-    axis = 1 if writer.transposed else 0
-    draft.flows[draft.name("rotation", first)] = StreamRotation(
-        (Axis(writer.weight, axis), *((Axis(writer.bias, 0),) if writer.bias else ())),
+    draft.flows[draft.name("rotation", first)] = _rotation(chain.nodes[first], gain, reader, norm.centred)
+
+
+def _rotation(writer: Affine, gain: Affine | None, reader: Affine, centred: bool) -> StreamRotation:
+    """Of the channels between a map and the norm behind it, whose gains stay as they are."""
+    name = gain.weight if gain else None
+    return StreamRotation(
+        (Axis(writer.weight, 1 if writer.transposed else 0), *((Axis(writer.bias, 0),) if writer.bias else ())),
         (Axis(reader.weight, 0 if reader.transposed else 1, name),),
-        (Axis(gain.bias, 0, name),) if gain and gain.bias else (), norm.centred,
+        (Axis(gain.bias, 0, name),) if gain and gain.bias else (), centred,
     )
+
+
+def _reader(chain: Chain, i: int) -> Reader:
+    """A linear map with all that may take a change of its output back."""
+    node = chain.nodes[i]
+    behind = not node.bias and i + 1 < len(chain.nodes) and _joined(chain, i)
+    return Reader(node.weight, Span(node.bias) if node.bias else None, then=_reader(chain, i + 1) if behind else None)
 
 
 def _is_gain(chain: Chain, i: int) -> bool:

@@ -1,90 +1,66 @@
-"""Rows that nothing reads, and what tied embeddings exchange."""
+"""What two low-rank adapters of one layer exchange."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
-from symgeo.symmetry.flow import Shear, annihilator, unique
-from symgeo.symmetry.reader import Params, Rule, Shapes, Span
+from symgeo.errors import SymmetryError
+from symgeo.symmetry.flow import Shear
+from symgeo.symmetry.reader import Params, Rule, Shapes
 
 
 @dataclass(frozen=True)
-class Unread(Shear):
-    """Rows (from, to) of a matrix that no input reaches: anything may be added to them."""
+class RankExchange(Shear):
+    """Two products that are added, ``s B A + s' B' A'``, of which one takes over rows of the other:
 
-    parameter: str
-    rows: tuple[int, int]
+        A += X A',    B' -= (s / s') B X        (X: rank by rank')
 
-    @property
-    def moves(self) -> tuple[str, ...]:
-        """The matrix."""
-        return (self.parameter,)
+    Both directions together with GL of the two ranks are GL of their sum. Convolutions are matrices here.
 
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """Nothing."""
-        return ()
-
-    def renamed(self, rule: Rule) -> Unread:
-        """The same rows of another parameter."""
-        return Unread(rule(self.parameter), self.rows)
-
-    def dimension(self, shapes: Shapes) -> int:
-        """The numbers in these rows."""
-        return (self.rows[1] - self.rows[0]) * shapes[self.parameter][-1]
-
-    def displacement(self, t: Tensor, params: Params) -> dict[str, Tensor]:
-        """t in these rows, 0 elsewhere."""
-        height, width = params[self.parameter].shape
-        first, last = self.rows
-        return {self.parameter: torch.nn.functional.pad(t.reshape(last - first, width), (0, 0, first, height - last))}
-
-
-@dataclass(frozen=True)
-class TiedExchange(Shear):
-    """What token embeddings E that are also the rows of the head, ``E (g * y + c) + b`` with sum(y) = 0, exchange with
-    other embeddings P that are added to them at the start:
-
-        E += t 1 a^T,   P -= t 1 a^T,   b -= t (a . c) 1,   a = min|g| / (g sqrt(n))
-
-    one direction, since a . (g * y) = 0 (derived here); where the spans are single rows, in these rows alone.
+    factors, others: the names of (A, B) and (A', B'); ratio: s / s'.
     """
 
-    tied: Span
-    other: Span
-    gain: str
-    shift: str | None
-    bias: str
+    factors: tuple[str, str]
+    others: tuple[str, str]
+    ratio: float = 1.0
 
     @property
     def moves(self) -> tuple[str, ...]:
-        """Both embeddings, and the bias of the head."""
-        return unique([self.tied.parameter, self.other.parameter, *([self.bias] if self.shift else [])])
+        """A and B'."""
+        return (self.factors[0], self.others[1])
 
     @property
     def reads(self) -> tuple[str, ...]:
-        """The norm before the head."""
-        return (self.gain, *([self.shift] if self.shift else []))
+        """B and A'."""
+        return (self.factors[1], self.others[0])
 
-    def renamed(self, rule: Rule) -> TiedExchange:
+    def renamed(self, rule: Rule) -> RankExchange:
         """The same flow with every parameter name replaced."""
-        return TiedExchange(self.tied.renamed(rule), self.other.renamed(rule), rule(self.gain),
-                            rule(self.shift) if self.shift else None, rule(self.bias))
+        (a, b), (c, d) = self.factors, self.others
+        return replace(self, factors=(rule(a), rule(b)), others=(rule(c), rule(d)))
 
     def dimension(self, shapes: Shapes) -> int:
-        """1"""
-        return 1
+        """The product of the ranks."""
+        for one, other in ((self.factors[0], self.others[0]), (self.factors[1], self.others[1])):
+            skip = 0 if one == self.factors[0] else 1
+            if _without(shapes[one], skip) != _without(shapes[other], skip):
+                raise SymmetryError(f"RankExchange: {one!r} and {other!r} differ in more than the rank")
+        return shapes[self.factors[0]][0] * shapes[self.others[0]][0]
 
     def displacement(self, t: Tensor, params: Params) -> dict[str, Tensor]:
-        """t a^T on every row, and back."""
-        a = annihilator(params[self.gain].to(t.dtype)) * t[0]
-        moved = {self.tied.parameter: self.tied.embed(a, params[self.tied.parameter]),
-                 self.other.parameter: self.other.embed(-a, params[self.other.parameter])}
-        if self.shift:
-            inside = torch.zeros_like(params[self.bias], dtype=t.dtype)
-            inside[slice(*(self.tied.rows or (0, None)))] = 1
-            moved[self.bias] = -inside * (a @ params[self.shift].to(t.dtype))
-        return moved
+        """X A' and -(s / s') B X."""
+        a, b = (params[name] for name in self.others)
+        x = t.reshape(-1, a.shape[0])
+        rows = x @ a.to(t.dtype).flatten(1)
+        own = params[self.factors[1]].to(t.dtype).movedim(1, -1)
+        columns = (own @ x).movedim(-1, 1)
+        return {
+            self.factors[0]: rows.reshape(params[self.factors[0]].shape),
+            self.others[1]: -self.ratio * columns.reshape(b.shape),
+        }
+
+
+def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    return shape[:axis] + shape[axis + 1 :]

@@ -24,7 +24,7 @@ COMPLETE = (
     "LLaMA, biases", "Mistral",
     "Mixtral", "Qwen2", "Qwen3", "Gemma 2", "Gemma 3", "OPT", "OPT, post-norm", "OPT, projected", "BLOOM", "T5 encoder",
     "T5", "T5 1.1", "ViT classifier", "ViT classifier, no biases", "DeiT classifier", "CLIP vision", "CLIP text",
-    "SigLIP vision", "SigLIP text", "Whisper", "timm ViT", "TinyLM", "TinyViT", "nn.TransformerEncoderLayer, pre-norm",
+    "SigLIP vision", "SigLIP text", "Whisper", "timm ViT", "torchvision ViT", "TinyLM", "TinyViT", "nn.TransformerEncoderLayer, pre-norm",
     "nn.TransformerEncoder, post-norm, norm", "nn.TransformerDecoderLayer", "nn.TransformerDecoderLayer, pre-norm",
     "nn.TransformerDecoder, pre-norm", "nn.Transformer", "nn.Transformer, pre-norm",
 )
@@ -128,6 +128,20 @@ def test_an_offset_gain_is_not_traded_as_a_plain_one() -> None:
     assert measured(only, case)[0] < 1e-12
     change, _ = measured(Symmetry({}, {}, flows={n: f for n, f in wrong.items() if n.startswith("c_gain")}), case)
     assert change > 1e-2
+
+
+def test_biases_of_norms_that_are_still_zero() -> None:
+    """As a model is built: the head has no bias, and the bias of the last norm is 0."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2, n_positions=7, vocab_size=11, bos_token_id=0,
+                                       eos_token_id=0, tie_word_embeddings=False)).double().eval()
+    assert not bool(model.transformer.ln_f.bias.any())
+    symmetry = find_symmetry(model)
+    assert "final_norm_bias[transformer]" in symmetry.flows
+    action = symmetry.bind(params_of(model))
+    moved = action.act(action.random(generator()), params_of(model))
+    assert all(bool(x.isfinite().all()) for x in moved.values())
 
 
 def test_a_7b_layout_needs_no_weights() -> None:

@@ -7,6 +7,7 @@ from operator import attrgetter
 from typing import Any
 
 import timm_layout
+import torchvision_layout
 import torch
 import transformers
 from torch import Tensor, nn
@@ -106,6 +107,15 @@ def timm(s: Sizes, **options: Any) -> Case:
     return Case(model, batches(LABELS, x=images), lambda x: x)
 
 
+def torchvision(s: Sizes) -> Case:
+    """The layout of torchvision."""
+    model = finish(torchvision_layout.VisionTransformer(
+        image_size=SIDE, patch_size=PATCH, channels=1, classes=LABELS, depth=s.layers, num_heads=s.heads,
+        hidden_dim=s.width, mlp_dim=s.hidden), s)
+    images = normal(repeats(model, LABELS), 1, SIDE, SIDE)
+    return Case(model, batches(LABELS, x=images), lambda x: x)
+
+
 def tiny_vit(s: Sizes) -> Case:
     """The small ViT of symgeo."""
     model = finish(TinyViT(image_size=SIDE, patch_size=PATCH, width=s.width, depth=s.layers, heads=s.heads,
@@ -134,5 +144,6 @@ VISION: dict[str, Callable[..., Case]] = {
     "SigLIP text, pooled": maker(text_tower, kind="Siglip", projection_size=3, pooled=True),
     "timm ViT": maker(timm, layers=2),
     "timm ViT, norms of heads and layer scale": maker(timm, layers=2, qk_norm=True, init_values=0.5),
+    "torchvision ViT": maker(torchvision, layers=2),
     "TinyViT": maker(tiny_vit),
 }

@@ -145,6 +145,12 @@ def _timm(module: nn.Module, generator: torch.Generator) -> Call:
     return (_normal(module, generator, BATCH, patches.proj.in_channels, height, width),), {}
 
 
+def _torchvision(module: nn.Module, generator: torch.Generator) -> Call:
+    size: Any = module.image_size
+    channels: Any = module.conv_proj
+    return (_normal(module, generator, BATCH, channels.in_channels, size, size),), {}
+
+
 def _sequential(module: nn.Module, generator: torch.Generator) -> Call | None:
     """Features for a chain that starts with a linear map, images of a size that it takes for one of convolutions."""
     first = next((m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d)), None)
@@ -190,6 +196,7 @@ _INPUTS: dict[str, Callable[[nn.Module, torch.Generator], Call | None]] = {
     "torch.nn.modules.transformer.TransformerDecoder": _decoder,
     "torch.nn.modules.transformer.Transformer": _transformer,
     "torch.nn.modules.container.Sequential": _sequential,
+    "torchvision.models.vision_transformer.VisionTransformer": _torchvision,
     "timm.models.vision_transformer.VisionTransformer": _timm,
     "symgeo.models.tiny_vit.TinyViT": _tiny_vit,
     "symgeo.models.tiny_lm.TinyLM": _tiny_lm,

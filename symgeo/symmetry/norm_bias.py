@@ -16,12 +16,10 @@ class NormBias(Flow):
     r"""What the bias c of a LayerNorm, ``x = g * y + c`` with sum(y) = 0, may do although not all maps W x that read it
     can take a translation back: with ``a = min|g| / (g sqrt(n))``, for which ``a . (g * y) = 0``,
 
-        c <- e^s c + e^(s/2) t,   a . t = 0,     W <- W - W (c' - c) a^T / (a . c')
+        c <- T c,     W <- W T^-1,     T = exp(t a^T) = 1 + (e^(a.t) - 1) / (a.t) t a^T
 
-    so that ``W' c' = W c`` and ``W' (g * y) = W (g * y)`` (derived here).  Maps with a bias take ``W (c' - c)`` back
-    with that, and writers to the stream that the norm stands on take back ``c' - c`` itself.
-
-    Coordinates are s and t less its entry where |a| is largest, which ``a . t = 0`` gives.  Needs ``a . c`` not 0.
+    since T leaves ``g * y`` alone, so that ``x`` becomes ``T x`` (derived here).  Maps with a bias take ``W (T c - c)``
+    back with that, and writers to the stream that the norm stands on take back ``T c - c`` itself.
     """
 
     gain: str
@@ -53,34 +51,34 @@ class NormBias(Flow):
         return width
 
     def act(self, t: Tensor, params: Params) -> dict[str, Tensor]:
-        """The bias moved, and everything that takes it back."""
+        """T c and W T^-1, and what takes the change of c back."""
         a, shift = annihilator(params[self.gain].to(t.dtype)), params[self.shift].to(t.dtype)
-        after = t[0].exp() * shift + (0.5 * t[0]).exp() * self._tangent(t[1:], a)
-        return {self.shift: after} | self._taken_back(after - shift, a / (a @ after), params, keep=True)
+        rate = a @ t
+        change = t * (_growth(rate) * (a @ shift))
+        steps = self._taken_back(change, -_growth(-rate) * t, a, params)
+        return {self.shift: shift + change} | {name: params[name] + x for name, x in steps.items()}
 
     def vertical(self, t: Tensor, params: Params) -> dict[str, Tensor]:
-        """s c + t, and what takes it back."""
-        a, shift = annihilator(params[self.gain].to(t.dtype)), params[self.shift].to(t.dtype)
-        step = t[0] * shift + self._tangent(t[1:], a)
-        return {self.shift: step} | self._taken_back(step, a / (a @ shift), params, keep=False)
+        """t (a . c) and -W t a^T, and what takes t (a . c) back."""
+        a = annihilator(params[self.gain].to(t.dtype))
+        change = t * (a @ params[self.shift].to(t.dtype))
+        return {self.shift: change} | self._taken_back(change, -t, a, params)
 
-    def _tangent(self, t: Tensor, a: Tensor) -> Tensor:
-        """The vector with a . t = 0 whose other entries are given; its entry at the largest |a| is solved for."""
-        n = a.shape[0]
-        place = torch.nn.functional.one_hot(a.abs().argmax(), n).to(a)
-        others = torch.arange(n - 1, device=a.device)
-        others = others + (others >= a.abs().argmax())
-        full = torch.zeros_like(a).index_put((others,), t)
-        return full - place * (a @ full) / (a * place).sum()
-
-    def _taken_back(self, change: Tensor, direction: Tensor, params: Params, keep: bool) -> dict[str, Tensor]:
+    def _taken_back(self, change: Tensor, turn: Tensor, a: Tensor, params: Params) -> dict[str, Tensor]:
+        """The steps of everything but the bias, which moves by ``change``; maps without one by ``W turn a^T``."""
         steps: dict[str, Tensor] = {}
         for reader in self.readers:
-            image = reader.product(change, params)
-            own = reader.takes_back(image, params) if reader.absorbs else {
-                reader.weight: reader.embed(-torch.outer(image, direction), params[reader.weight])}
+            own = reader.takes_back(reader.product(change, params), params) if reader.absorbs else {
+                reader.weight: reader.embed(torch.outer(reader.product(turn, params), a), params[reader.weight])}
             steps |= {name: steps[name] + x if name in steps else x for name, x in own.items()}
         for span in self.writers:
             step = span.embed(-change, params[span.parameter])
             steps[span.parameter] = steps[span.parameter] + step if span.parameter in steps else step
-        return {name: params[name] + x for name, x in steps.items()} if keep else steps
+        return steps
+
+
+def _growth(rate: Tensor) -> Tensor:
+    """``(e^r - 1) / r``, 1 at 0."""
+    near = rate.abs() < 1e-8
+    safe = torch.where(near, 1.0, rate)
+    return torch.where(near, 1 + 0.5 * rate, torch.expm1(safe) / safe)

@@ -1,4 +1,4 @@
-"""ViT, DeiT, CLIP and SigLIP (transformers), and timm's ViT layout."""
+"""ViT, DeiT, CLIP and SigLIP (transformers), and the ViT layouts of timm and torchvision."""
 
 from __future__ import annotations
 
@@ -122,4 +122,22 @@ TIMM = Family(
     ),
 )
 
-FAMILIES = (DEIT, VIT, CLIP, SIGLIP, SIGLIP_POOLING, TIMM)
+TORCHVISION = Family(
+    name="torchvision ViT",
+    layer="torchvision.models.vision_transformer.EncoderBlock",
+    attention=MultiheadNames("self_attention"),
+    mlp=MLPNames(up="mlp.0", down="mlp.3", activation="mlp.1"),
+    attention_norm="ln_1",
+    mlp_norm="ln_2",
+    stack="torchvision.models.vision_transformer.Encoder",
+    final_norm="ln",
+    heads=(Head("torchvision.models.vision_transformer.VisionTransformer", "encoder.ln", "heads.head"),),
+    embeddings=Embeddings(
+        owner="torchvision.models.vision_transformer.VisionTransformer",
+        sums=((Span("conv_proj.bias"), Span("encoder.pos_embedding", rows=(1, None))),
+              (Span("class_token"), Span("encoder.pos_embedding", rows=(0, 1)))),
+        weights=("conv_proj.weight",),
+    ),
+)
+
+FAMILIES = (DEIT, VIT, CLIP, SIGLIP, SIGLIP_POOLING, TIMM, TORCHVISION)

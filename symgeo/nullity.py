@@ -120,9 +120,9 @@ def count(
     beside = given | {name: _moved(given[name], generator) for name in trained}
     point = beside if generic else given
     with full_double():
-        values, read = _spectrum(_functions(model_or_loss, point, generator), point, trained)
+        values, read = _spectrum(_functions(model_or_loss, point, numbers, generator), point, trained)
         if not (generic or bool(read.all())):  # no derivative here is not yet no influence
-            read |= _spectrum(_functions(model_or_loss, beside, generator), beside, trained)[1]
+            read |= _spectrum(_functions(model_or_loss, beside, numbers, generator), beside, trained)[1]
     explained = declared = symmetry.dimension(point)
     used, (rank, gap) = int(read.sum()), numerical_rank(values)
     if used < numbers:
@@ -212,10 +212,12 @@ def _tensors(outputs: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
 
 
-def _functions(model_or_loss: nn.Module | Function, point: Params, generator: torch.Generator) -> Iterator[Function]:
+def _functions(
+    model_or_loss: nn.Module | Function, point: Params, numbers: int, generator: torch.Generator
+) -> Iterator[Function]:
     """The outputs as functions of parameters: of a module on random inputs, without end; or the function itself."""
     if not isinstance(model_or_loss, nn.Module):
-        return iter([_checked(model_or_loss, point)])
+        return iter([_checked(model_or_loss, point, numbers)])
     own = {name for name, _ in model_or_loss.named_parameters(remove_duplicate=False)}
     if strange := [name for name in point if name not in own]:
         raise ValueError(f"count: {type(model_or_loss).__name__} has no parameter {strange[0]!r}")
@@ -233,11 +235,10 @@ def _draws(model: nn.Module, generator: torch.Generator) -> Iterator[Function]:
         yield output_function(model, (tuple(_double(x) for x in call[0]), {k: _double(x) for k, x in call[1].items()}))
 
 
-def _checked(f: Function, point: Params) -> Function:
-    """Refuses what cannot have a Jacobian of full rank."""
+def _checked(f: Function, point: Params, needed: int) -> Function:
+    """Refuses what cannot have a Jacobian of full rank in so many trainable numbers."""
     with torch.no_grad():
         found = sum(x.numel() for x in _tensors(f(dict(point))))
-    needed = sum(x.numel() for x in point.values())
     if found < needed:
         what = "one number, as a loss does," if found == 1 else f"{found} numbers"
         raise ValueError(

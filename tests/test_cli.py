@@ -275,6 +275,25 @@ def test_symmetry(capsys: pytest.CaptureFixture[str]):
     assert result["dimension"] >= 36
 
 
+def test_symmetry_counts_and_draws(toy: Path, capsys: pytest.CaptureFixture[str]):
+    options = ["--count", "--approximate", "--plot", "blocks.png", "--json", "report.json"]
+    assert main(["symmetry", "toy:model", *options]) == 0
+    out = capsys.readouterr().out
+    result = loads_finite(Path("report.json").read_text())["result"]
+    counted = result["count"]
+    assert counted["declared"] == result["dimension"] and counted["reliable"]
+    # what holds up to the eps of a norm is declared on demand, and is not flat
+    inexact = [row for row in result["rows"] if not row["exact"]]
+    assert [row["what"] for row in inexact] == ["scale of the residual stream"]
+    assert counted["measured"] == counted["declared"] - 1 and 1e-9 < inexact[0]["invariance"] < 1e-2
+    assert any(row["what"] == "query-key" and row["where"] == "blocks.*" for row in result["rows"])
+    assert sum(row["dimension"] for row in result["rows"]) >= result["dimension"]
+    assert result["unknown"] == [] and "not recognised  nothing" in out and "approximate" in out
+    assert (toy / "blocks.png").stat().st_size > 5_000
+    assert main(["symmetry", "toy:model", "--count"]) == 0
+    assert "complete" in capsys.readouterr().out
+
+
 def test_symmetry_of_a_folder(toy: Path, capsys: pytest.CaptureFixture[str]):
     transformers = pytest.importorskip("transformers")
     transformers.utils.logging.disable_progress_bar()

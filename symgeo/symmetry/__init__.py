@@ -5,7 +5,6 @@ from symgeo.symmetry.blocks import Block
 from symgeo.symmetry.check import CheckReport, GroupReport, check
 from symgeo.symmetry.dimension import vertical_dimension
 from symgeo.symmetry.element import Element
-from symgeo.symmetry.tied import TiedExchange, Unread
 from symgeo.symmetry.flow import Compensation, Flow, MeanWrite, RowFreedom, Shear
 from symgeo.symmetry.layout import Dim, assemble, split
 from symgeo.symmetry.norm_bias import NormBias
@@ -13,6 +12,7 @@ from symgeo.symmetry.pattern import Pattern, parse
 from symgeo.symmetry.reader import Reader, Span
 from symgeo.symmetry.spec import Symmetry
 from symgeo.symmetry.stream import Axis, OffsetTrade, StreamRotation, StreamScale
+from symgeo.symmetry.tied import TiedExchange, Unread
 
 __all__ = [
     "Action",

@@ -7,8 +7,8 @@ from operator import attrgetter
 from typing import Any
 
 import timm_layout
-import torchvision_layout
 import torch
+import torchvision_layout
 import transformers
 from torch import Tensor, nn
 from zoo_base import LENGTH, Case, Sizes, batches, finish, maker, normal, on_tokens, repeats, tokens

@@ -213,7 +213,8 @@ class Family:
     the norm that reads the residual stream last;
     heads : the linear maps that models of this family put behind norms;
     memory : the names, in one module, of an encoder and of the decoder whose cross-attention reads its last norm;
-    extras : what models of this family have beside their stacks.
+    extras : what models of this family have beside their stacks;
+    disk : (pattern, replacement) that turn names in memory into those of checkpoint files, one after the other.
     """
 
     name: str
@@ -237,6 +238,7 @@ class Family:
     heads: tuple[Head, ...] = ()
     memory: tuple[str, str] | None = None
     extras: tuple[Extra, ...] = ()
+    disk: tuple[tuple[str, str], ...] = ()
 
     def read(self, module: nn.Module, last: Norm | None = None, ends: bool = False) -> Layer:
         """The structure of ``module``, a layer of this family.

@@ -38,7 +38,8 @@ GPT_NEOX = Family(
     final_norm="final_layer_norm",
     heads=heads("gpt_neox", "GPTNeoX", "gpt_neox.final_layer_norm", ForCausalLM="lm_head",
                 ForSequenceClassification="score", ForTokenClassification="classifier"),
-    embeddings=(tokens("gpt_neox", "GPTNeoXModel", "embed_in.weight"),),
+    embeddings=tokens("gpt_neox", "GPTNeoXModel", "embed_in.weight"),
+    disk=((r"^lm_head\.", "embed_out."),),
 )
 PHI = Family(
     name="Phi",

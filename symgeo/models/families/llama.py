@@ -41,12 +41,12 @@ PHI3 = _family(
     MLPNames(fused="mlp.gate_up_proj", down="mlp.down_proj", activation="mlp.activation_fn"),
     model="Phi3Model",
 )
-MIXTRAL = _family(
+MIXTRAL = replace(_family(
     "Mixtral", "mixtral",
     mlp=ExpertNames(fused="mlp.experts.gate_up_proj", down="mlp.experts.down_proj", router="mlp.gate",
                     activation="mlp.experts.act_fn"),
     model="MixtralModel",
-)
+), disk=((r"\.mlp\.(gate|experts)\b", r".block_sparse_moe.\1"),))
 GEMMA2 = replace(
     _family("Gemma 2", "gemma2", replace(ROTARY, cap="self_attn.attn_logit_softcapping"), model="Gemma2Model"),
     attention_after="post_attention_layernorm", mlp_norm="pre_feedforward_layernorm",

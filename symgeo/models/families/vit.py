@@ -14,6 +14,14 @@ _POSITIONS = "embeddings.position_embeddings"
 _PATCHES = "embeddings.patch_embeddings.projection"
 
 
+_DISK = (
+    (r"(^|\.)layers\.(\d+)\.", r"\1encoder.layer.\2."), (r"\.attention\.q_proj\.", ".attention.attention.query."),
+    (r"\.attention\.k_proj\.", ".attention.attention.key."), (r"\.attention\.v_proj\.", ".attention.attention.value."),
+    (r"\.attention\.o_proj\.", ".attention.output.dense."), (r"\.mlp\.fc1\.", ".intermediate.dense."),
+    (r"\.mlp\.fc2\.", ".output.dense."),
+)
+
+
 def _vit(name: str, module: str, prefix: str, tokens: tuple[str, ...]) -> Family:
     count = len(tokens)
     own = ((Span(f"embeddings.{token}"), Span(_POSITIONS, rows=(i, i + 1))) for i, token in enumerate(tokens))
@@ -40,6 +48,7 @@ def _vit(name: str, module: str, prefix: str, tokens: tuple[str, ...]) -> Family
             masks=(Span("embeddings.mask_token"),),
             weights=(f"{_PATCHES}.weight",),
         ),
+        disk=_DISK,
     )
 
 

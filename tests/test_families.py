@@ -24,7 +24,8 @@ COMPLETE = (
     "LLaMA, biases", "Mistral",
     "Mixtral", "Qwen2", "Qwen3", "Gemma 2", "Gemma 3", "OPT", "OPT, post-norm", "OPT, projected", "BLOOM", "T5 encoder",
     "T5", "T5 1.1", "ViT classifier", "ViT classifier, no biases", "DeiT classifier", "CLIP vision", "CLIP text",
-    "SigLIP vision", "SigLIP text", "Whisper", "timm ViT", "torchvision ViT", "TinyLM", "TinyViT", "nn.TransformerEncoderLayer, pre-norm",
+    "SigLIP vision", "SigLIP text", "Whisper", "timm ViT", "torchvision ViT",
+    "TinyLM", "TinyViT", "nn.TransformerEncoderLayer, pre-norm",
     "nn.TransformerEncoder, post-norm, norm", "nn.TransformerDecoderLayer", "nn.TransformerDecoderLayer, pre-norm",
     "nn.TransformerDecoder, pre-norm", "nn.Transformer", "nn.Transformer, pre-norm",
 )

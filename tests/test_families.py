@@ -105,6 +105,23 @@ def test_normalised_queries_without_eps(sizes: dict[str, float]) -> None:
     assert counted.reliable and counted.declared == counted.measured
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["LLaMA, tied", "GPT-2", "BERT", "Gemma 2", "Gemma 3", "BLOOM", "Mixtral", "T5 encoder",
+                                  "Whisper", "ViT classifier"])
+def test_scales_that_norms_remove(name: str) -> None:
+    """Exact, and complete, where a norm has no eps; asked for, and measured to hold approximately, where it has."""
+    case, near, far = (ZOO[name](eps=eps) for eps in (0.0, 1e-9, 1e-2))
+    counted = counted_of(case, find_symmetry(case.model))
+    assert counted.reliable and counted.explained == counted.measured
+    params = params_of(near.model)
+    exact, more = find_symmetry(near.model), find_symmetry(near.model, approximate=True)
+    assert more.dimension(params) == counted.declared > exact.dimension(params)
+    assert measured(exact, near)[0] < 1e-10
+    assert 1e-14 < measured(more, near)[0] < 1e-3
+    with pytest.raises(ValueError, match="does not have the symmetry"):
+        find_symmetry(far.model, approximate=True)
+
+
 def test_full_gl_where_positions_are_rotary_or_queries_normalised() -> None:
     for name in ("LLaMA", "GPT-NeoX", "Gemma 2"):
         case = ZOO[name]()

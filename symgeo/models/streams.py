@@ -105,8 +105,9 @@ def _start_symmetry(stack: Stack, approximate: bool) -> Symmetry:
     flows = _exchanges(start, "mean_free" if centred else "all") | _entry_flows(start, branches[0])
     flows |= {f"unread_{i}": Unread(span.parameter, (span.rows[0], span.rows[1]))
               for i, span in enumerate(start.dead) if span.rows and span.rows[1]}
-    if start.norm and start.whole and not start.bent and (approximate or start.norm.scale_free):
-        flows["embedding_scale"] = StreamScale(_start_axes(start))
+    tied = stack.tied is not None and not stack.readers and stack.tied.weight in start.axes
+    if start.norm and (start.whole or tied) and not start.bent and (approximate or start.norm.scale_free):
+        flows["embedding_scale"] = StreamScale(_start_axes(start), _gains(stack.final) if tied else ())
     return Symmetry({}, {}, shifts=shifts, flows=flows)
 
 
@@ -149,8 +150,8 @@ def rotations(stacks: Sequence[Stack], approximate: bool = False) -> Symmetry:
             found = _rotation(group, writers)
             parts.append(scoped(Symmetry({}, {}, flows={"rotation": found}), scope))
         if all(_scales(stack, approximate) for stack in group):
-            undone = [Axis(s.final.weight, 0, offset=s.final.offset) for s in group if s.tied and s.final]
-            flow = StreamScale(unique_axes(writers), tuple(undone))
+            undone = [axis for stack in group for axis in _unscaled(stack)]
+            flow = StreamScale(unique_axes(writers), unique_axes(undone))
             parts.append(scoped(Symmetry({}, {}, flows={"stream_scale": flow}), scope))
     return reduce(or_, parts, EMPTY)
 
@@ -185,12 +186,29 @@ def _scales(stack: Stack, approximate: bool) -> bool:
     start, final = stack.start, stack.final
     if start is None or (start.bent and not start.norm) or final is None or not _known(stack):
         return False
-    norms = [final, *(b.before for layer in stack.layers for b in layer.branches)]
-    if not all(layer.prenorm for layer in stack.layers) or not all(norms):
+    norms = [final, *(b.before for layer in stack.layers for b in layer.branches if b.before)]
+    if not all(layer.prenorm for layer in stack.layers):
         return False
     if stack.tied and (not stack.alone or stack.readers):
         return False
-    return approximate or all(n.scale_free for n in norms if n)
+    return approximate or all(n.scale_free for n in norms)
+
+
+def _unscaled(stack: Stack) -> Iterator[Axis]:
+    """What takes a factor on the stream back: maps that read it without a norm, and the last norm before a tied head."""
+    for layer in stack.layers:
+        for branch in layer.branches:
+            if not branch.before:
+                yield from (linear.read() for linear in branch.core.consumers)
+    if stack.tied and stack.start and not stack.start.norm:
+        yield from _gains(stack.final)
+
+
+def _gains(norm: Norm | None) -> tuple[Axis, ...]:
+    """Gain and bias of a norm."""
+    if norm is None:
+        return ()
+    return (Axis(norm.weight, 0, offset=norm.offset), *((Axis(norm.bias, 0),) if norm.bias else ()))
 
 
 def _writers(stack: Stack) -> Iterator[Axis]:

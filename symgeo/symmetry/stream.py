@@ -240,7 +240,8 @@ class StreamScale(Flow):
 
         writers + offset <- e^t (writers + offset),     undone <- e^-t undone
 
-    ``undone``: the gain of the last norm, where its reader is also a writer (tied embeddings).
+    ``undone``: maps that read the stream without a norm, and gain and bias of the last norm where its reader is also a
+    writer (tied embeddings).
     """
 
     writers: tuple[Axis, ...]

@@ -76,6 +76,7 @@ OPT = Family(
     final_norm="final_layer_norm",
     heads=(
         Head(path("opt", "OPTDecoder"), "final_layer_norm", "project_out"),
+        Head(path("opt", "OPTDecoder"), "layers.*.final_layer_norm", "project_out"),  # post-norm
         *(replace(head, unless="model.decoder.project_out") for head in heads(
             "opt", "OPT", "model.decoder.final_layer_norm", ForCausalLM="lm_head", ForSequenceClassification="score")),
     ),

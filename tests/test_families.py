@@ -106,8 +106,8 @@ def test_normalised_queries_without_eps(sizes: dict[str, float]) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["LLaMA, tied", "GPT-2", "BERT", "Gemma 2", "Gemma 3", "BLOOM", "Mixtral", "T5 encoder",
-                                  "Whisper", "ViT classifier"])
+@pytest.mark.parametrize("name", ["LLaMA, tied", "GPT-2", "BERT", "Gemma 2", "Gemma 3", "BLOOM", "Mixtral",
+                                  "T5 encoder", "Whisper", "ViT classifier"])
 def test_scales_that_norms_remove(name: str) -> None:
     """Exact, and complete, where a norm has no eps; asked for, and measured to hold approximately, where it has."""
     case, near, far = (ZOO[name](eps=eps) for eps in (0.0, 1e-9, 1e-2))

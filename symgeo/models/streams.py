@@ -195,7 +195,7 @@ def _scales(stack: Stack, approximate: bool) -> bool:
 
 
 def _unscaled(stack: Stack) -> Iterator[Axis]:
-    """What takes a factor on the stream back: maps that read it without a norm, and the last norm before a tied head."""
+    """What takes a factor on the stream back: maps that read it without a norm, the last norm before a tied head."""
     for layer in stack.layers:
         for branch in layer.branches:
             if not branch.before:

@@ -76,7 +76,8 @@ OPT = Family(
     final_norm="final_layer_norm",
     heads=(
         Head(path("opt", "OPTDecoder"), "final_layer_norm", "project_out"),
-        Head(path("opt", "OPTDecoder"), "layers.*.final_layer_norm", "project_out"),  # post-norm
+        Head(path("opt", "OPTDecoder"), "layers.*.final_layer_norm", "project_out",
+             unless="final_layer_norm"),
         *(replace(head, unless="model.decoder.project_out") for head in heads(
             "opt", "OPT", "model.decoder.final_layer_norm", ForCausalLM="lm_head", ForSequenceClassification="score")),
     ),

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from symgeo.errors import SymmetryError
 from symgeo.functional import Params
@@ -15,13 +17,16 @@ from symgeo.models.adapters import adapter_symmetries
 from symgeo.models.detect import Guess, guesses
 from symgeo.models.families import FAMILIES
 from symgeo.models.plain import plain_symmetries
-from symgeo.models.probe import evaluating, full_precision, inputs, output_function
+from symgeo.models.precision import full_double
+from symgeo.models.probe import Call, double_precision, evaluating, full_precision, inputs, output_function
 from symgeo.models.recognise import recognise, symmetry_of, union, unknown_parts
 from symgeo.symmetry import CheckReport, Symmetry, check
 from symgeo.symmetry.check import Function
 
 # what a symmetry up to the eps of a norm may change
 APPROXIMATE = 1e-2
+# up to this many parameters trials are made in double precision
+EXACT = 3 * 10**8
 
 
 @dataclass(frozen=True)
@@ -180,12 +185,7 @@ def verify(
         if call is None:
             continue
         waiting = [place for place in waiting if place not in inside]
-        own = _relative(symmetry, prefix)
-        params = {name: full_precision(p.detach()) for name, p in module.named_parameters()}
-        with evaluating(module):
-            report = _try(own, output_function(module, call), params, tolerance, by_group=False)
-            if not _holds(report):
-                report = _try(own, output_function(module, call), params, tolerance, by_group=True)
+        report = _tried(_relative(symmetry, prefix), module, call, tolerance)
         _judge(report, module)
         reports.append(report)
     if waiting:
@@ -195,6 +195,23 @@ def verify(
             "that transformers built, or declare the symmetry with symgeo.Symmetry and verify it with symgeo.check"
         )
     return reports
+
+
+def _tried(symmetry: Symmetry, module: nn.Module, call: Call, tolerance: float | None) -> CheckReport:
+    """The report of one random element, with a row for every group if it changes the outputs.
+
+    In double precision throughout, unless the model is too large for that or its device has none: where weights are
+    small, as those of new models are, random elements of size 1 drown them in the rounding of single precision.
+    """
+    weights = dict(module.named_parameters())
+    exact = sum(p.numel() for p in weights.values()) <= EXACT and all(p.device.type != "mps" for p in weights.values())
+    lift = double_precision if exact else full_precision
+    params = {name: lift(p.detach()) for name, p in weights.items()}
+    arguments = tree_map(lambda x: lift(x) if isinstance(x, Tensor) else x, call)
+    with evaluating(module), full_double() if exact else nullcontext():
+        f = output_function(module, arguments, lift)
+        report = _try(symmetry, f, params, tolerance, by_group=False)
+        return report if _holds(report) else _try(symmetry, f, params, tolerance, by_group=True)
 
 
 def _try(

@@ -25,11 +25,13 @@ def inputs(module: nn.Module, generator: torch.Generator) -> Call | None:
     return None
 
 
-def output_function(module: nn.Module, call: Call) -> Callable[[Params], tuple[Tensor, ...]]:
-    """``params -> outputs``, with buffers in full precision: the logits where the model gives some, its last hidden
-    states otherwise, and of anything that is no dict all floating-point tensors."""
+def output_function(
+    module: nn.Module, call: Call, lift: Callable[[Tensor], Tensor] | None = None
+) -> Callable[[Params], tuple[Tensor, ...]]:
+    """``params -> outputs``, with buffers (by ``lift``) in full precision: the logits where the model gives some, its
+    last hidden states otherwise, and of anything that is no dict all floating-point tensors."""
     args, kwargs = call
-    buffers = {name: full_precision(b) for name, b in module.named_buffers()}
+    buffers = {name: (lift or full_precision)(b) for name, b in module.named_buffers()}
 
     def f(params: Params) -> tuple[Tensor, ...]:
         return tuple(_tensors(torch.func.functional_call(module, {**params, **buffers}, args, kwargs)))
@@ -47,6 +49,11 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for m in training:
             m.training = True
+
+
+def double_precision(x: Tensor) -> Tensor:
+    """Floating-point tensors as float64; anything else as it is."""
+    return x.double() if x.is_floating_point() else x
 
 
 def full_precision(x: Tensor) -> Tensor:

@@ -11,9 +11,9 @@ from torch import nn
 
 from symgeo.functional import Params
 from symgeo.merge.align_checks import check_same
-from symgeo.merge.align_gauge import balanced_gauge
 from symgeo.merge.align_search import Search, place, refine, remaining_steps
 from symgeo.merge.align_steps import Step, clusters
+from symgeo.merge.align_stream import common_gauges
 from symgeo.merge.align_units import permutations_of_units
 from symgeo.symmetry import Action, Element, Symmetry
 
@@ -79,8 +79,9 @@ def align(
     correlations of matched hidden units (of canonical correlations, for heads) in the outputs of linear and
     convolution layers; permutations that no such output has are matched by weights.  Buffers are the model's own.
 
-    Translations and compensated directions are brought to the target's along fixed sections.  Frozen parameters
-    stay.  All in double precision; the dtype of the source is kept.
+    Residual streams are turned first (:mod:`symgeo.merge.align_stream`).  Translations and compensated directions are
+    brought to the target's along fixed sections (but gains stored off zero, biases of norms before maps without one
+    and scales of streams, which stay as they are).  Frozen parameters stay.  All in double precision; the dtype of the source is kept.
 
     Raises ``ValueError`` naming the parameter where the two do not agree in names, shapes, dtypes or devices, or
     are not finite.
@@ -114,7 +115,8 @@ def align_report(
     check_same({"target": target, "source": source})
     action = symmetry.bind(target)
     aligner = Aligner(action, model, batches, restarts, seed, max_sweeps)
-    x, y = balanced_gauge(action, source), balanced_gauge(action, target)
+    gauges = common_gauges(action, {0: source, 1: target}, reference=1)
+    x, y = gauges[0], gauges[1]
     found, _ = aligner.search(source, x.params, target, y.params)
     element = action.compose(action.inverse(y.element), action.compose(found.element, x.element))
     return Alignment(

@@ -10,9 +10,10 @@ import torch
 from manifolds import frechet_mean
 from symgeo.functional import Params
 from symgeo.geometry import ParameterManifold
-from symgeo.merge.align_gauge import Gauge, balanced_gauge
+from symgeo.merge.align_gauge import Gauge
 from symgeo.merge.align_search import Search, refine, squared_distance
 from symgeo.merge.align_steps import Step
+from symgeo.merge.align_stream import common_gauges
 from symgeo.merge.alignment import Aligner
 from symgeo.pairs import Instance
 from symgeo.symmetry import Element, Symmetry
@@ -59,7 +60,7 @@ def quotient_mean(
     aligner = aligner or Aligner(symmetry.bind(models[reference]))
     action = aligner.action
     kept = [i for i, w in enumerate(weights) if w > 0]
-    gauges = {i: balanced_gauge(action, models[i]) for i in dict.fromkeys([*kept, reference])}
+    gauges = common_gauges(action, {i: models[i] for i in dict.fromkeys([*kept, reference])}, reference)
     home = gauges[reference]
     found = {i: aligner.search(models[i], gauges[i].params, models[reference], home.params) for i in kept}
     if reference in found:  # it is in place: only its steps are of use

@@ -121,6 +121,10 @@ class StreamRotation(Flow):
             moved[axis.parameter] = moved[axis.parameter] + step if axis.parameter in moved else step
         return moved
 
+    def reduced(self, rows: Tensor) -> Tensor:
+        """Vectors (k, width) of the stream in the coordinates (k, n) that turn: without their mean for centred norms."""
+        return rows @ self._reflection(rows)[:, 1:] if self.centred else rows
+
     def _axes(self) -> tuple[Axis, ...]:
         return (*self.writers, *self.readers, *self.biases)
 
@@ -145,12 +149,17 @@ class StreamRotation(Flow):
         if not self.centred:
             return r
         n = len(r) + 1
-        v = torch.full((n,), -(n**-0.5), dtype=r.dtype, device=r.device)
-        v = v + torch.nn.functional.one_hot(torch.zeros((), dtype=torch.int64, device=r.device), n)
-        h = torch.eye(n, dtype=r.dtype, device=r.device) - 2 * torch.outer(v, v) / (v @ v)
+        h = self._reflection(r.new_empty(1, n))
         corner = torch.nn.functional.pad(r, (1, 0, 1, 0))
         corner = corner + fixed * torch.nn.functional.pad(r.new_ones(1, 1), (0, n - 1, 0, n - 1))
         return h @ corner @ h
+
+    def _reflection(self, like: Tensor) -> Tensor:
+        """The reflection of the stream (n, n) that maps its first axis to the mean."""
+        n = like.shape[-1]
+        v = torch.full((n,), -(n**-0.5), dtype=like.dtype, device=like.device)
+        v = v + torch.nn.functional.one_hot(torch.zeros((), dtype=torch.int64, device=like.device), n)
+        return torch.eye(n, dtype=like.dtype, device=like.device) - 2 * torch.outer(v, v) / (v @ v)
 
     def _changes(self, r: Tensor, params: Params) -> Iterator[tuple[Axis, Callable[[Tensor], Tensor]]]:
         """Every axis with what a matrix does to vectors along it."""

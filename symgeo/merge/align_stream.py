@@ -1,7 +1,7 @@
 """Residual streams of several models turned into one frame, before anything else is aligned.
 
-A rotation R of the stream acts on the rows a of what nothing else acts on (embeddings, and the head with the gain before
-it) by ``a -> R a``.  The target's frame is that of the principal axes of its rows,
+A rotation R of the stream acts on the rows a of what nothing else acts on (embeddings, and the head with the gain
+before it) by ``a -> R a``.  The target's frame is that of the principal axes of its rows,
 
     sum_a a a^T = V diag(s) V^T,     R = V^T     (signs by a fixed functional of the rows, determinant 1)
 

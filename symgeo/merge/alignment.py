@@ -81,7 +81,8 @@ def align(
 
     Residual streams are turned first (:mod:`symgeo.merge.align_stream`).  Translations and compensated directions are
     brought to the target's along fixed sections (but gains stored off zero, biases of norms before maps without one
-    and scales of streams, which stay as they are).  Frozen parameters stay.  All in double precision; the dtype of the source is kept.
+    and scales of streams, which stay as they are).  Frozen parameters stay.  All in double precision; the dtype of the
+    source is kept.
 
     Raises ``ValueError`` naming the parameter where the two do not agree in names, shapes, dtypes or devices, or
     are not finite.

@@ -122,7 +122,7 @@ class StreamRotation(Flow):
         return moved
 
     def reduced(self, rows: Tensor) -> Tensor:
-        """Vectors (k, width) of the stream in the coordinates (k, n) that turn: without their mean for centred norms."""
+        """Vectors (k, width) of the stream in the coordinates (k, n) that turn: without their mean if centred."""
         return rows @ self._reflection(rows)[:, 1:] if self.centred else rows
 
     def _axes(self) -> tuple[Axis, ...]:

@@ -18,11 +18,12 @@ KINDS = {
     "StreamScale": ("OLMo 2", "stream_scale"), "StreamScale, tied": ("GPT-2", "stream_scale"),
     "OffsetTrade": ("Gemma 2", "c_gain"), "OffsetTrade, planes": ("Gemma 3", "gains"),
     "OffsetTrade, slices": ("nn.TransformerDecoder, pre-norm", "d_gain"),
-    "NormBias": ("GPT-2, untied", "final_norm_bias"), "NormBias, mixed": ("ViT classifier, no biases", "attention_norm"),
+    "NormBias": ("GPT-2, untied", "final_norm_bias"),
+    "NormBias, mixed": ("ViT classifier, no biases", "attention_norm"),
     "MeanWrite": ("timm ViT, norms of heads and layer scale", "attention_mean"),
     "TiedExchange": ("BERT masked LM", "tied_exchange"), "TiedExchange, rows": ("RoBERTa masked LM", "tied_exchange1"),
     "Unread": ("OPT", "unread"), "RowFreedom, through": ("nn.TransformerDecoder, pre-norm", "query_cross_rows"),
-    "Compensation, mean": ("nn.TransformerEncoder, pre-norm", "mean_exchange"),
+    "Compensation, mean": ("nn.TransformerEncoderLayer, pre-norm", "mean_exchange"),
 }
 
 

@@ -12,6 +12,7 @@ from zoo import ZOO, Case
 
 from symgeo import CountReport, Symmetry, check, count, find_symmetry
 from symgeo.groups import GeneralLinear, Rotary
+from symgeo.models import logit_symmetry
 from symgeo.models.precision import full_double
 
 #: the embeddings of ModernBERT are a table of free vectors behind a norm with an eps, so that small changes of its gain
@@ -146,6 +147,23 @@ def test_an_offset_gain_is_not_traded_as_a_plain_one() -> None:
     assert measured(only, case)[0] < 1e-12
     change, _ = measured(Symmetry({}, {}, flows={n: f for n, f in wrong.items() if n.startswith("c_gain")}), case)
     assert change > 1e-2
+
+
+def test_what_softmax_over_the_logits_does_not_see() -> None:
+    """Translations of the head: flat for probabilities, not for logits; and nothing else is."""
+    case = ZOO["LLaMA"]()
+    whole = find_symmetry(case.model) | logit_symmetry(case.model)
+    f = case.function()
+
+    def probabilities(params: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        return tuple(x.log_softmax(-1) for x in f(params))
+
+    counted = count(whole, probabilities, params_of(case.model))
+    assert counted.complete and counted.declared == 98 + 8
+    assert measured(logit_symmetry(case.model), case)[0] > 1e-2
+    for name in ("LLaMA, tied", "Gemma 2", "BERT"):
+        with pytest.raises(ValueError, match="no head whose translation softmax does not see"):
+            logit_symmetry(ZOO[name]().model)
 
 
 def test_biases_of_norms_that_are_still_zero() -> None:

@@ -3,5 +3,6 @@
 from symgeo.models.disk import disk_name, on_disk
 from symgeo.models.find import Findings, examine, find_symmetry
 from symgeo.models.folding import Unfold, fold_norms
+from symgeo.models.logits import logit_symmetry
 
-__all__ = ["Findings", "Unfold", "disk_name", "examine", "find_symmetry", "fold_norms", "on_disk"]
+__all__ = ["Findings", "Unfold", "disk_name", "examine", "find_symmetry", "fold_norms", "logit_symmetry", "on_disk"]

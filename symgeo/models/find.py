@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -185,7 +185,7 @@ def verify(
         if call is None:
             continue
         waiting = [place for place in waiting if place not in inside]
-        report = _tried(_relative(symmetry, prefix), module, call, tolerance)
+        report = try_on(_relative(symmetry, prefix), module, call, tolerance)
         _judge(report, module)
         reports.append(report)
     if waiting:
@@ -197,8 +197,12 @@ def verify(
     return reports
 
 
-def _tried(symmetry: Symmetry, module: nn.Module, call: Call, tolerance: float | None) -> CheckReport:
-    """The report of one random element, with a row for every group if it changes the outputs.
+def try_on(
+    symmetry: Symmetry, module: nn.Module, call: Call, tolerance: float | None = None,
+    seen: Callable[[Function], Function] | None = None,
+) -> CheckReport:
+    """The report of one random element, with a row for every group if it changes the outputs (or what ``seen`` makes
+    of them).
 
     In double precision throughout, unless the model is too large for that or its device has none: where weights are
     small, as those of new models are, random elements of size 1 drown them in the rounding of single precision.
@@ -209,7 +213,8 @@ def _tried(symmetry: Symmetry, module: nn.Module, call: Call, tolerance: float |
     params = {name: lift(p.detach()) for name, p in weights.items()}
     arguments = tree_map(lambda x: lift(x) if isinstance(x, Tensor) else x, call)
     with evaluating(module), full_double() if exact else nullcontext():
-        f = output_function(module, arguments, lift)
+        f: Function = output_function(module, arguments, lift)
+        f = seen(f) if seen else f
         report = _try(symmetry, f, params, tolerance, by_group=False)
         return report if _holds(report) else _try(symmetry, f, params, tolerance, by_group=True)
 

@@ -234,12 +234,13 @@ def main() -> None:
     if options.peak:
         print(peak(options.peak, options.size, options.tokens))
         return
+    old = json.loads(options.out.read_text()) if options.out.exists() else {}
     if options.base:
-        result: dict[str, object] = {"bert-base": measure("base", options.rounds, options.tokens)}
+        result = old | {"bert-base": measure("base", options.rounds, options.tokens)}
     else:
         result = measure("small", options.rounds, options.tokens) | {"peak memory by size": memory_by_size()}
-    kept = json.loads(options.out.read_text()) if options.out.exists() else {}
-    options.out.write_text(json.dumps(kept | result, indent=2) + "\n")
+        result |= {key: value for key, value in old.items() if key == "bert-base"}
+    options.out.write_text(json.dumps(result, indent=2) + "\n")
     print(json.dumps(result, indent=2))
 
 

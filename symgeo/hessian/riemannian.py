@@ -110,14 +110,9 @@ class BalancedFrame:
         exact = torch.autocast(self.chart.device.type, enabled=False)  # only the loss may run in low precision
         with exact:
             z = self.basis.expand(v)
-            there = self._there(z)
-        image = hessian(there)
+        image = self._back(hessian(self._there(z)))
         with exact:
-            rest, pairs = self._back(image)
-            if self.slope is not None:
-                bent_rest, bent = self.chart.connection(self.slope, z)
-                rest, pairs = rest - bent_rest, {name: pair - bent[name] for name, pair in pairs.items()}
-            return self.basis.contract((rest, pairs))
+            return self.basis.contract(image if self.slope is None else self.chart.bent(image, self.slope, z))
 
     def _there(self, z: Pieces) -> Tensor:
         """Vectors with coordinates ``z``, ``k`` rows, as columns in flat order."""

@@ -57,8 +57,6 @@ def _layout(a: Attention, approximate: bool) -> _Layout:
     own = "K G" if grouped else head
     sizes = {"K": a.kv_heads, "G": a.heads // a.kv_heads} if grouped else {head: a.heads}
     groups: dict[str, Group] = {} if a.ordered else {head: Permutation()}
-    groups |= {"G": Permutation(per="K" if a.norms else None)} if grouped and not a.ordered else {}
-    groups["f"] = GeneralLinear(per=head)
     query, key = "e*", "e"
     if a.norms:
         query, key = _normed(a, approximate, head, grouped, groups, sizes)
@@ -68,6 +66,8 @@ def _layout(a: Attention, approximate: bool) -> _Layout:
         sizes["p"] = a.rotated or 0
     else:
         groups["e"] = Rotary(per=head, pairing=a.rotary) if a.rotary else GeneralLinear(per=head)
+    groups["f"] = GeneralLinear(per=head)
+    groups |= {"G": Permutation(per="K" if a.norms else None)} if grouped and not a.ordered else {}
     return _Layout(head, own, query, key, groups, sizes)
 
 

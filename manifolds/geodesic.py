@@ -40,32 +40,31 @@ def christoffel_mix(x: Tensor, u: Tensor, other: Tensor, other_u: Tensor, other_
 def connection_inv(q: Tensor, z: Tensor, slope: Tensor) -> Tensor:
     """``<slope, Gamma(z, .)>`` for one side of the metric ``Tr(u^H u)`` at orthonormal columns ``q``:
 
-        (z H(slope^H q) - q H(slope^H z) - slope H(q^H z)) / 2,    H(a) = a + a^H
+        z H(slope^H q) - q H(slope^H z) - slope H(q^H z),    H(a) = (a + a^H) / 2
 
     the polarisation of :func:`christoffel_inv` against ``slope`` (derived here).
     """
     dual = slope.mH
-    return 0.5 * (z @ _twice_hermitian(dual @ q) - q @ _twice_hermitian(dual @ z) - slope @ _twice_hermitian(q.mH @ z))
+    return z @ _hermitian(dual @ q) - q @ _hermitian(dual @ z) - slope @ _hermitian(q.mH @ z)
 
 
 def connection_mix(g: Tensor, h: Tensor, x: Tensor, y: Tensor, slope_g: Tensor,
                    slope_h: Tensor) -> tuple[Tensor, Tensor]:
     """``<(slope_g N, slope_h M), Gamma((x, y), .)>`` for ``Tr(N X^H X) + Tr(M Y^H Y)``; the side of G is
 
-        (g H(slope_h^H y) + slope_g H(h^H y) - x H(slope_h^H h)) / 2,    H(a) = a + a^H
+        g H(slope_h^H y) + slope_g H(h^H y) - x H(slope_h^H h),    H(a) = (a + a^H) / 2
 
     the polarisation of :func:`christoffel_mix` (derived here).
     """
     def side(g: Tensor, x: Tensor, slope: Tensor, h: Tensor, y: Tensor, other: Tensor) -> Tensor:
         dual = other.mH
-        bent = g @ _twice_hermitian(dual @ y) + slope @ _twice_hermitian(h.mH @ y) - x @ _twice_hermitian(dual @ h)
-        return 0.5 * bent
+        return g @ _hermitian(dual @ y) + slope @ _hermitian(h.mH @ y) - x @ _hermitian(dual @ h)
 
     return side(g, x, slope_g, h, y, slope_h), side(h, y, slope_h, g, x, slope_g)
 
 
-def _twice_hermitian(a: Tensor) -> Tensor:
-    return a + a.mH
+def _hermitian(a: Tensor) -> Tensor:
+    return 0.5 * (a + a.mH)
 
 
 def exact_inv(frame: Tensor, z: Tensor, t: float | Tensor, bound: float | None) -> Tensor:

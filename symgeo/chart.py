@@ -109,19 +109,24 @@ class Chart:
         return self.layout.unpack({"rest": self._scaled(rest), **speeds})
 
     def covector(self, slope: Mapping[str, Tensor]) -> Pieces:
-        """The adjoint of :meth:`velocity`: what a covector at the balanced point is in coordinates."""
+        """The adjoint of :meth:`velocity`: what a covector at the balanced point is in coordinates; new tensors."""
         packed = self.layout.pack(slope)
         rest = packed.pop("rest").to(self.dtype)
-        return self._scaled(rest), {name: pair / self.frames[name].root for name, pair in packed.items()}
+        if self.adaptive:
+            rest *= self.rest
+        return rest, {name: pair / self.frames[name].root for name, pair in packed.items()}
 
-    def connection(self, slope: Pieces, z: Pieces) -> Pieces:
-        """``<slope, Gamma(z, .)>`` for a covector and vectors ``z``, in coordinates: minus ``<slope, c''(0)>``.
+    def bent(self, image: Pieces, slope: Pieces, z: Pieces) -> Pieces:
+        """``image - <slope, Gamma(z, .)>`` for covectors and vectors ``z`` in coordinates; in place.
 
-        A bilinear form, here as a covector.  Of an adaptive parameter ``c'' = z^2`` in coordinates.
+        The second term is ``<slope, c''(0)>`` as a bilinear form: ``c'' = z^2`` where parameters are adaptive.
         """
-        (slope_rest, slopes), (rest, pairs) = slope, z
-        bent = {name: self.frames[name].connection(slopes[name], pair) for name, pair in pairs.items()}
-        return (slope_rest * rest).neg_() if self.adaptive else torch.zeros_like(rest), bent
+        rest, pairs = image
+        if self.adaptive:
+            rest.addcmul_(slope[0], z[0])
+        for name, pair in pairs.items():
+            pair -= self.frames[name].connection(slope[1][name], z[1][name])
+        return image
 
     def complete(self, moved: Mapping[str, Tensor]) -> Params:
         """All parameters, in the order and the dtypes they were given in, from those that are not frozen."""

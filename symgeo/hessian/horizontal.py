@@ -13,6 +13,7 @@ for one ``h x h`` matrix ``c``, so that ``(c, a', b')`` are orthonormal coordina
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -21,29 +22,36 @@ from manifolds.frame import PairFrame
 from manifolds.linalg import split
 from symgeo.chart import Chart, Pieces, flattened, shaped
 
+_RUNS = 4096  # of zeros and others, that are copied as slices
+
 
 @dataclass(frozen=True)
 class Completion:
-    """An orthonormal matrix ``Q (B, n, h)`` completed to a square one, as Householder reflections.
+    """An orthonormal matrix ``Q (B, n, h)`` completed to a square one, as a product of Householder reflections.
 
-    The completed matrix starts with ``Q`` up to the unit numbers ``phase (B, h)``.
+    In compact form ``I - Y T Y^H`` (Schreiber and Van Loan 1989), ``T^-1 = diag(1 / tau) + triu(Y^H Y, 1)``, which is
+    applied by products of matrices.  It starts with ``Q`` up to the unit numbers ``phase (B, h)``.
     """
 
     reflections: Tensor
-    tau: Tensor
+    core: Tensor
     phase: Tensor
 
     @classmethod
     def of(cls, q: Tensor) -> Completion:
         """From orthonormal columns."""
-        reflections, tau = torch.geqrf(q)
-        return cls(reflections, tau, reflections.diagonal(dim1=-2, dim2=-1).sgn())
+        triangle, tau = torch.geqrf(q)
+        size, idle = q.shape[-1], tau == 0  # reflections that are the identity
+        eye = torch.eye(*q.shape[-2:], dtype=q.dtype, device=q.device)
+        y = torch.where(idle.unsqueeze(-2), 0.0, triangle.tril(-1) + eye)
+        inverse = (y.mH @ y).triu(1) + torch.diag_embed(torch.where(idle, 1.0, tau).reciprocal())
+        core = torch.linalg.solve_triangular(inverse, eye[:size].expand_as(inverse), upper=True)
+        return cls(y, core, triangle.diagonal(dim1=-2, dim2=-1).sgn())
 
     def apply(self, z: Tensor, adjoint: bool) -> Tensor:
         """The unitary matrix, or its adjoint, on ``z (k, B, n, h)``."""
-        wide = z.permute(1, 2, 0, 3).flatten(-2).contiguous()
-        moved = torch.ormqr(self.reflections, self.tau, wide, left=True, transpose=adjoint)
-        return moved.unflatten(-1, (z.shape[0], z.shape[-1])).permute(2, 0, 1, 3)
+        core = self.core.mH if adjoint else self.core
+        return z - self.reflections @ (core @ (self.reflections.mH @ z))
 
     def split(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """``(a, a')`` of ``z = Q a + Q' a'``."""
@@ -99,6 +107,37 @@ class ProjectedPairs:
         return self.frame.project(shaped(flat, self.frame.point.shape, self.complex))
 
 
+class Kept:
+    """The entries of a vector that are not zero, taken from rows ``(k, d)`` and put back among zeros.
+
+    Zeros mostly come in blocks (a padding row, biases that never moved), so that both are a few copies of slices;
+    scattered ones are found by their positions.
+    """
+
+    def __init__(self, vector: Tensor):
+        mask = vector != 0
+        bounds = (mask[1:] != mask[:-1]).nonzero().squeeze(1) + 1
+        self.total, self.size = vector.numel(), int(mask.sum())
+        self.positions = mask.nonzero().squeeze(1) if bounds.numel() > _RUNS else None
+        ends = [0, *(bounds.tolist() if self.positions is None else ()), self.total]
+        self.runs = [b - a for a, b in pairwise(ends)]
+        self.first = 0 if self.total and bool(mask[0]) else 1
+
+    def take(self, rows: Tensor) -> list[Tensor]:
+        """The entries, in pieces along the last axis."""
+        if self.positions is not None:
+            return [rows.index_select(1, self.positions)]
+        return list(rows.split(self.runs, dim=1)[self.first::2])
+
+    def put(self, rows: Tensor) -> Tensor:
+        """The rows ``(k, d)`` with these entries."""
+        if self.positions is not None:
+            return rows.new_zeros(rows.shape[0], self.total).index_copy_(1, self.positions, rows)
+        pieces, kept = [rows.new_zeros(rows.shape[0], n) for n in self.runs], self.runs[self.first::2]
+        pieces[self.first::2] = rows.split(kept, dim=1) if kept else ()
+        return torch.cat(pieces, dim=1)
+
+
 class HorizontalBasis:
     """An isometry from flat vectors onto the horizontal coordinates of a chart, and its adjoint.
 
@@ -108,10 +147,10 @@ class HorizontalBasis:
 
     def __init__(self, chart: Chart, horizontal: bool = True):
         self.chart = chart
-        self.kept = chart.rest.nonzero().squeeze(1) if chart.zeros else None
+        self.kept = Kept(chart.rest) if chart.zeros else None
         frames = chart.frames if horizontal else {}
         self.pairs = [ProjectedPairs(f) if f.relaxed else PairBasis(f) for f in frames.values()]
-        rest = chart.sizes[0] if self.kept is None else self.kept.numel()
+        rest = chart.sizes[0] if self.kept is None else self.kept.size
         self.sizes = [rest, *(pair.size for pair in self.pairs)]
         self.plain = [] if horizontal else chart.sizes[1:]
         self.size = sum(self.sizes) + sum(self.plain)
@@ -119,20 +158,16 @@ class HorizontalBasis:
     def expand(self, flat: Tensor) -> Pieces:
         """Columns ``(size, k)`` -> the pieces of coordinates of the chart, with ``k`` rows."""
         rest, *pieces = flat.T.split(self.sizes + self.plain, dim=1)
-        if self.kept is not None:
-            rest = rest.new_zeros(rest.shape[0], self.chart.sizes[0]).index_copy(1, self.kept, rest)
         frames = self.chart.frames
         if self.pairs:
             full = [basis.expand(piece) for basis, piece in zip(self.pairs, pieces)]
         else:
             full = [shaped(piece, f.point.shape, f.point.is_complex()) for f, piece in zip(frames.values(), pieces)]
-        return rest, dict(zip(frames, full))
+        return rest if self.kept is None else self.kept.put(rest), dict(zip(frames, full))
 
     def contract(self, z: Pieces) -> Tensor:
         """The adjoint: pieces with ``k`` rows -> ``(size, k)``."""
         rest, pairs = z
-        if self.kept is not None:
-            rest = rest.index_select(1, self.kept)
         bases = zip(self.pairs, pairs.values())
         flat = [basis.contract(pair) for basis, pair in bases] if self.pairs else map(flattened, pairs.values())
-        return torch.cat([rest, *flat], dim=1).T
+        return torch.cat([*([rest] if self.kept is None else self.kept.take(rest)), *flat], dim=1).T

@@ -147,8 +147,16 @@ def test_half_precision_and_wrapped_models() -> None:
 
 
 def test_unknown_models_are_named() -> None:
-    with pytest.raises(SymmetryError, match="Sequential has no layer of a known family.*symgeo.check"):
-        find_symmetry(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
+    class Net(nn.Module):
+        """What it calls in which order nobody can tell."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    with pytest.raises(SymmetryError, match="Net has no layer of a known family.*symgeo.check"):
+        find_symmetry(Net())
+    assert find_symmetry(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))).groups
     with pytest.raises(SymmetryError, match=r"LSTM"):
         find_symmetry(nn.LSTM(3, 4))
     with pytest.raises(SymmetryError, match="no layer of a known family"):

@@ -119,10 +119,11 @@ def examine(model: nn.Module, approximate: bool = False) -> Findings:
     symmetry = everything(False, guessed)
     required = [*own, *(prefix for prefix, label in parts.items() if label.startswith("guessed"))]
     if not meta and (required or parts):
-        verify(model, required, symmetry, list(parts))
+        families = ", ".join(dict.fromkeys(f.family.name for f in layers)) or "that its parts look like"
+        verify(model, required, symmetry, list(parts), families=families)
         if approximate:
             symmetry = everything(True, guessed)
-            verify(model, required, symmetry, list(parts), APPROXIMATE)
+            verify(model, required, symmetry, list(parts), APPROXIMATE, families)
     elif approximate:
         symmetry = everything(True)
     found = tuple((f.prefix.removesuffix("."), f.family.name) for f in layers)
@@ -171,7 +172,7 @@ def _with_frozen(symmetry: Symmetry, frozen: frozenset[str]) -> Symmetry:
 
 def verify(
     model: nn.Module, places: Sequence[str], symmetry: Symmetry, more: Sequence[str] = (),
-    tolerance: float | None = None,
+    tolerance: float | None = None, families: str = "that its parts look like",
 ) -> list[CheckReport]:
     """Tries a random element on the outermost modules with known inputs that contain the places (prefixes of names), or
     one of ``more``: chains of torch's own modules and adapters, which need no trial where none can be made.
@@ -186,7 +187,7 @@ def verify(
             continue
         waiting = [place for place in waiting if place not in inside]
         report = try_on(_relative(symmetry, prefix), module, call, tolerance)
-        _judge(report, module)
+        _judge(report, module, families)
         reports.append(report)
     if waiting:
         names = ", ".join(place.removesuffix(".") or "the whole" for place in waiting[:4])
@@ -255,12 +256,12 @@ def _holds(report: CheckReport) -> bool:
     return report.invariance <= report.tolerance  # False for NaN
 
 
-def _judge(report: CheckReport, module: nn.Module) -> None:
+def _judge(report: CheckReport, module: nn.Module, families: str) -> None:
     if _holds(report):
         return
     bad = [row.name for row in report.groups if not row.invariance <= report.tolerance]
     raise SymmetryError(
-        f"find_symmetry: {type(module).__name__} does not have the symmetry of the family whose classes it uses: a "
+        f"find_symmetry: {type(module).__name__} does not have the symmetry of the family {families}: a "
         f"random element changes its output by {report.invariance:.1e} (groups "
         f"{', '.join(bad[:4]) or 'in combination'}). "
         "Declare what it has with symgeo.Symmetry"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from symgeo.curvature.decomposition import Decomposition
-from symgeo.curvature.spectrum import Spectrum, check_damping, damped_power
+from symgeo.curvature.spectrum import Spectrum, check_damping, damped_power, largest_of
 from symgeo.curvature.structured import Block, add, congruence, multiply, simple
 from symgeo.curvature.transport import transported
 from symgeo.functional import Params
@@ -107,7 +107,7 @@ class InvariantOperator:
         Raises ValueError if the operator is not symmetric, or damping negative.
         """
         check_damping(damping)
-        return self._function("power", lambda largest: damped_power(p, damping, largest))
+        return self._function("power", damping, lambda largest: damped_power(p, damping, largest))
 
     def sqrt(self) -> InvariantOperator:
         """``power(1/2)``"""
@@ -138,7 +138,7 @@ class InvariantOperator:
         """
         check_damping(damping)
         spectra = self._spectra("logdet")[1]
-        shift = damping * self._largest(spectra)
+        shift = damping * largest_of([s.largest for s in spectra], damping)
         sums = []
         for s in spectra:
             values, rest = s.map(lambda v, zero: (torch.where(zero, 0.0, v.abs()) + shift).log())
@@ -209,10 +209,10 @@ class InvariantOperator:
         return InvariantOperator(self.decomposition, [rule(a, b) for a, b in zip(self.blocks, other.blocks)])
 
     def _function(
-        self, what: str, function: Callable[[Tensor], Callable[[Tensor, Tensor], Tensor]]
+        self, what: str, damping: float, function: Callable[[Tensor], Callable[[Tensor, Tensor], Tensor]]
     ) -> InvariantOperator:
         blocks, spectra = self._spectra(what)
-        rule = function(self._largest(spectra))
+        rule = function(largest_of([s.largest for s in spectra], damping))
         return InvariantOperator(
             self.decomposition, [block.rebuilt(s, *s.map(rule)) for block, s in zip(blocks, spectra)]
         )
@@ -224,10 +224,6 @@ class InvariantOperator:
                 raise ValueError(f"{what} needs a symmetric operator; the block of kind {kind} is not symmetric")
         blocks = [simple(block) for block in self.blocks]
         return blocks, [block.spectrum() for block in blocks]
-
-    def _largest(self, spectra: Sequence[Spectrum]) -> Tensor:
-        sizes = [s.largest for s in spectra]
-        return torch.stack(sizes).max() if sizes else torch.zeros((), dtype=torch.float64)
 
     def _sum(self, terms: Sequence[Tensor]) -> Tensor:
         """sum d t"""

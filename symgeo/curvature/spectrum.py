@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from math import isfinite
 
@@ -11,6 +13,34 @@ from torch import Tensor
 
 #: eigenvalues below this many roundings of the largest one are zero
 _SLACK = 4.0
+
+
+#: how the largest eigenvalue is agreed on where several processes hold blocks of one operator
+_AGREEMENT: ContextVar[Callable[[Tensor], Tensor] | None] = ContextVar("agreement", default=None)
+
+
+@contextmanager
+def agreeing(how: Callable[[Tensor], Tensor] | None) -> Iterator[None]:
+    """Within this context ``s_max`` is that of all processes: ``how`` makes it from this one's.
+
+    Every damped function of blocks calls it once, also where there are no blocks.
+    """
+    token = _AGREEMENT.set(how)
+    try:
+        yield
+    finally:
+        _AGREEMENT.reset(token)
+
+
+def largest_of(sizes: Sequence[Tensor], damping: float) -> Tensor:
+    """The largest of several sizes, a scalar; of all processes within `agreeing`, if there is any damping to scale.
+
+    >>> largest_of([torch.tensor(1.0), torch.tensor(3.0)], 0.1)
+    tensor(3.)
+    """
+    found = torch.stack(list(sizes)).amax() if sizes else torch.zeros((), dtype=torch.float64)
+    agree = _AGREEMENT.get()
+    return found if agree is None or damping == 0 else agree(found.double()).to(found)
 
 
 @dataclass(frozen=True)

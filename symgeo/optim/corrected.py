@@ -28,6 +28,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from symgeo.curvature.spectrum import largest_of
 from symgeo.functional import Params
 from symgeo.optim.adamw import full_precision
 from symgeo.optim.averaged import Averaged
@@ -84,6 +85,9 @@ class Corrected:
     def _pair(self, state: State, mean: Mapping[str, Tensor], gradient: Mapping[str, Tensor], due: bool) -> Params:
         first, second = self._sides
         names = list(self._members)
+        if not names:  # all parameters are with other processes, which agree on the damping
+            powers([], self._options.power, self._options.damping)
+            return {}
         ms, gs = ([both[name] for name in names] for both in (self._rotated(state, x) for x in (mean, gradient)))
         factors = powers(self._squares(state, names, gs), self._options.power, self._options.damping)
         scaled = dict(zip(names, torch._foreach_mul(ms, factors)))
@@ -125,7 +129,9 @@ def powers(values: Sequence[Tensor], power: float, damping: float) -> list[Tenso
     >>> powers([torch.tensor([4.0, 0.0]), torch.tensor([16.0])], 0.5, 0.0)
     [tensor([0.5000, 0.0000]), tensor([0.2500])]
     """
-    largest = torch.stack(torch._foreach_norm(list(values), float("inf"))).amax()
+    largest = largest_of(torch._foreach_norm(list(values), float("inf")) if values else [], damping)
+    if not values:
+        return []
     scale = torch.where(largest > 0, largest, 1.0)
     shifted = torch._foreach_div(list(values), scale)
     torch._foreach_add_(shifted, damping)

@@ -25,6 +25,8 @@ def grafted(steps: Sequence[Tensor], lengths: Sequence[Tensor]) -> list[Tensor]:
 
 def adam_steps(means: Sequence[Tensor], squares: Sequence[Tensor], eps: float = 1e-8) -> list[Tensor]:
     """m / (sqrt(v) + eps) for debiased averages."""
+    if not means:
+        return []
     roots = torch._foreach_sqrt(list(squares))
     torch._foreach_add_(roots, eps)
     return list(torch._foreach_div(list(means), roots))

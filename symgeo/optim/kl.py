@@ -12,16 +12,17 @@ from symgeo.optim.averaged import Averaged
 from symgeo.optim.storage import Stack, State
 
 
-def kl_step(first: Averaged, second: Averaged, state: State, gradient: Mapping[str, Tensor], due: bool) -> Params:
+def kl_step(
+    first: Averaged, second: Averaged, state: State, gradient: Mapping[str, Tensor], due: bool, started: bool
+) -> Params:
     r"""Take one gradient into the statistics of both sides, renew the operators if due, and apply them.
 
         A <- EMA(G B^-1 G^T / n),   B <- EMA(G^T A^-1 G / m)      (arXiv 2509.03378)
 
     with the other side's operator of before; its fixed point minimises the divergence from N(0, E[g g^T]) to
     N(0, A (x) B).  At the first step the first side sees the gradient as it is, and the second one what the first
-    side then whitens.
+    side then whitens; `started` tells whether there were others before.
     """
-    started = second.ready(state)
     by_first = applied(first, state, gradient) if started else gradient
     xs = first.space.encode(applied(second, state, gradient) if started else gradient)
     first.update(state, xs, None)
@@ -47,6 +48,8 @@ def _share_scale(first: Averaged, second: Averaged, state: State) -> None:
 
     Nothing depends on c, and damping lets it drift without end.
     """
+    if not first.space.buckets:
+        return
     sizes = [_in_order(side, torch.cat([_means(stack.read(state)) for stack in side.averages["gradient"]]))
              for side in (first, second)]
     usable = (sizes[0] > 0) & (sizes[1] > 0)

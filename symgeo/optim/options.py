@@ -62,6 +62,11 @@ class Options:
         return self.roots
 
     @property
+    def needs_weights(self) -> bool:
+        """Whether steps depend on the parameters themselves, and not on gradients alone."""
+        return self.compact or self.estimator != "gradient"
+
+    @property
     def side_power(self) -> float:
         """The exponent of each symmetry: `power`, shared by the two of a pair."""
         return self.power / self.sides

@@ -12,13 +12,16 @@ import torch
 from torch import Tensor
 
 from symgeo.curvature import Decomposition
+from symgeo.distributed import Processes, local
 from symgeo.errors import SymmetryError
 from symgeo.optim.averaged import Averaged
 from symgeo.optim.corrected import Corrected
 from symgeo.optim.eigenbasis import Eigenbasis
 from symgeo.optim.options import Options
 from symgeo.optim.rootfree import RootFree
+from symgeo.optim.sharing import Alone, Shared, find_units
 from symgeo.optim.space import Space
+from symgeo.optim.storage import State
 from symgeo.symmetry import Action, Symmetry
 
 Group = dict[str, Any]
@@ -30,17 +33,21 @@ class Plan:
 
     Attributes
     ----------
-    members: the parameters that the symmetry names and does not freeze; split: for each group its members and the
-        rest, both with names; sides: the statistics of each symmetry; symmetries: without shifts and flows; corrected:
-        the steps of these sides with corrected eigenvalues, or None
+    params: all parameters by name; members: those that the symmetry names and does not freeze; split: for each group
+        its members and the rest, both with names; share: what this process owns of the members; sides: the statistics
+        of each symmetry, of what is owned; symmetries: of that, without shifts and flows; corrected: the steps of
+        these sides with corrected eigenvalues, or None
 
     Raises SymmetryError for a symmetry that does not fit, has no average, or does not commute with the other one.
     """
 
-    def __init__(self, groups: Sequence[Group], symmetries: Sequence[Symmetry], options: Options) -> None:
+    def __init__(
+        self, groups: Sequence[Group], symmetries: Sequence[Symmetry], options: Options, team: Processes | None = None
+    ) -> None:
         params = {name: p for group in groups for name, p in zip(group["param_names"], group["params"])}
-        self.symmetries = [_linear_part(symmetry, options.compact) for symmetry in symmetries]
-        actions = [symmetry.bind(params) for symmetry in self.symmetries]
+        self.params = params
+        whole = [_linear_part(symmetry, options.compact) for symmetry in symmetries]
+        actions = [symmetry.bind(params) for symmetry in whole]
         _check_same_names(actions)
         named = {name: name in actions[0].frozen for name in (*actions[0].layouts, *actions[0].frozen)}
         self.members: dict[str, Tensor] = {name: p for name, p in params.items() if named.get(name) is False}
@@ -51,23 +58,42 @@ class Plan:
             here = [(name, p) for name, p in pairs if name in self.members]
             self.split.append((here, [(name, p) for name, p in pairs if name not in named]))
             self._groups |= {name: group for name, _ in here}
-        self.sides = self._sides(options, actions)
-        self.corrected = Corrected(self.sides, self.members, self._decay, options) if options.corrected else None
-        self._params = params
+        self.dtype = _statistics_dtype(self.members, options)
+        splits = [Decomposition(symmetry, self.members, options.compact) for symmetry in whole]
+        if len(splits) == 2:
+            _check_commuting(splits, actions)
+        self.symmetries = whole
+        self.share: Alone | Shared = Alone(self.members)
+        if team is not None:
+            units = find_units(list(self.members), actions, splits, options.trivial)
+            self.share = Shared(team, self.members, units, self.dtype)
+            self.symmetries = [symmetry.part(params, self.share.owned) for symmetry in whole]
+            splits = [Decomposition(symmetry, self.share.owned, options.compact) for symmetry in self.symmetries]
+        self.sides = self._sides(options, splits)
+        self.corrected = Corrected(self.sides, self.share.owned, self._decay, options) if options.corrected else None
 
     @cached_property
     def action(self) -> Action:
-        """The symmetry bound to the members."""
-        return self.symmetries[0].bind(self.members)
+        """The symmetry bound to what is owned."""
+        return self.symmetries[0].bind(self.share.owned)
 
     @property
     def device(self) -> torch.device:
         """That of the members."""
         return next(iter(self.members.values())).device
 
+    @property
+    def rest(self) -> dict[str, Tensor]:
+        """The parameters that AdamW steps."""
+        return {name: p for _, rest in self.split for name, p in rest}
+
+    def ready(self, state: State) -> bool:
+        """Whether all sides have an operator from an earlier step."""
+        return all(side.ready(state) for side in self.sides)
+
     def check_finite(self) -> None:
         """Raises ValueError naming a member whose gradient is not finite; waits for the device."""
-        found = [(name, p.grad) for name, p in self.members.items() if p.grad is not None]
+        found = [(name, local(p.grad)) for name, p in self.members.items() if p.grad is not None]
         if not found:
             return
         norms = torch.stack(torch._foreach_norm([grad for _, grad in found]))
@@ -77,28 +103,32 @@ class Plan:
 
     def check_gradients(self) -> None:
         """Raises ValueError naming a parameter whose gradient is sparse."""
-        for name, p in self._params.items():
+        for name, p in self.params.items():
             if p.grad is not None and p.grad.is_sparse:
                 raise ValueError(
                     f"parameter {name!r}: sparse gradients are not supported; use nn.Embedding(..., sparse=False), or"
                     " step it with torch.optim.SparseAdam"
                 )
 
-    def _sides(self, options: Options, actions: Sequence[Action]) -> list[Averaged | RootFree]:
-        splits = [Decomposition(symmetry, self.members, options.compact) for symmetry in self.symmetries]
-        if len(splits) == 2:
-            _check_commuting(splits, actions)
-        precise = options.estimator != "gradient"  # these divide by the second moment of the weights, however small
+    def _sides(self, options: Options, splits: Sequence[Decomposition]) -> list[Averaged | RootFree]:
         result: list[Averaged | RootFree] = []
         for number, split in enumerate(splits):
             which = number if len(splits) == 2 else None
-            space = Space(which, split, self.members, options.trivial, self._decay, precise)
+            space = Space(which, split, self.share.owned, options.trivial, self._decay, self.dtype)
             make = RootFree if options.roots == "group" else Eigenbasis if options.corrected else Averaged
             result.append(make(space, options))
         return result
 
     def _decay(self, name: str) -> float:
         return float(self._groups[name]["betas"][1])
+
+
+def _statistics_dtype(members: Mapping[str, Tensor], options: Options) -> torch.dtype:
+    """At least single precision; double for estimators that divide by the second moment of the weights."""
+    dtype = torch.float32 if options.estimator == "gradient" else torch.float64
+    for p in members.values():
+        dtype = torch.promote_types(dtype, p.dtype)
+    return dtype
 
 
 def _linear_part(symmetry: Symmetry, compact: bool) -> Symmetry:

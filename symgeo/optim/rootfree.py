@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from symgeo.curvature.spectrum import largest_of
 from symgeo.optim.options import Options
 from symgeo.optim.roots import group_update
 from symgeo.optim.space import Space
@@ -37,7 +38,7 @@ class RootFree:
                    for bucket, x, diagonal in zip(self.space.buckets, xs, self.space.diagonal)]
         sizes = [t.abs().amax() if diagonal else torch.linalg.matrix_norm(t).amax()
                  for t, diagonal in zip(moments, self.space.diagonal)]
-        damping = self._options.damping * torch.stack(sizes).amax()
+        damping = self._options.damping * largest_of(sizes, self._options.damping)
         for i, (bucket, stack, t) in enumerate(zip(self.space.buckets, self._factors, moments)):
             if bucket.trivial and self._options.trivial == "drop":
                 continue

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from manifolds.linalg import eigh, widen
 from symgeo.curvature import Bucket, DenseBlock
-from symgeo.curvature.spectrum import Spectrum, damped_power, threshold
+from symgeo.curvature.spectrum import Spectrum, damped_power, largest_of, threshold
 from symgeo.curvature.structured import Block
 from symgeo.kernels.batched import largest_eigenvalue, polar, power
 from symgeo.optim.packed import hermitian_product, unpack
@@ -35,9 +35,7 @@ def inverse_power(blocks: Sequence[Block], exponent: float, damping: float, eps:
     tensor([0.5000, 0.0000], dtype=torch.float64)
     """
     spectra = [_cut(block, _spectrum(block), eps) for block in blocks]
-    if not spectra:
-        return []
-    rule = damped_power(-exponent, damping, torch.stack([widen(s.largest) for s in spectra]).max())
+    rule = damped_power(-exponent, damping, largest_of([widen(s.largest) for s in spectra], damping))
     return [_rebuilt(block, s, *s.map(rule)) for block, s in zip(blocks, spectra)]
 
 
@@ -75,7 +73,7 @@ def matmul_powers(blocks: Sequence[Block], exponent: float, damping: float) -> l
     >>> root.matrix.diagonal(dim1=-2, dim2=-1).flatten().round(decimals=6)
     tensor([0.5000, 0.2500], dtype=torch.float64)
     """
-    largest = torch.stack([_largest(block) for block in blocks]).amax()
+    largest = largest_of([_largest(block) for block in blocks], damping)
     shift = damping * largest
     result: list[Block] = []
     for block in blocks:

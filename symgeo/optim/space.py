@@ -22,24 +22,22 @@ class Space:
     members: the parameters by name
     trivial: the policy for the trivial kind
     decays: the name of a parameter -> its betas[1] at present
-    precise: whether statistics are kept in double precision, whatever that of the parameters
+    dtype: of statistics, real
 
     Attributes
     ----------
-    diagonal: for each bucket whether only diagonals are kept; dtype: of statistics, real
+    diagonal: for each bucket whether only diagonals are kept; dtype
     """
 
     def __init__(
         self, number: int | None, decomposition: Decomposition, members: Mapping[str, Tensor], trivial: str,
-        decays: Callable[[str], float], precise: bool = False,
+        decays: Callable[[str], float], dtype: torch.dtype,
     ) -> None:
         self.decomposition, self._members, self._decays = decomposition, members, decays
         self._suffix = "" if number is None else f" {number}"
         self.diagonal = [is_diagonal(bucket, trivial) for bucket in decomposition.buckets]
-        self.dtype = torch.float64 if precise else torch.float32
-        for p in members.values():
-            self.dtype = torch.promote_types(self.dtype, p.dtype)
-        self._like = torch.empty(0, dtype=self.dtype, device=decomposition.device)
+        self.dtype = dtype
+        self._like = torch.empty(0, dtype=dtype, device=decomposition.device)
 
     @property
     def buckets(self) -> tuple[Bucket, ...]:
@@ -57,8 +55,8 @@ class Space:
     def stacks(self, what: str) -> list[Stack]:
         """A place in the state for one (B, M, M) or (B, M) for each kind."""
         return [
-            Stack(f"{what}{self._suffix}", bucket, [self._members[rows[0][0]] for rows in bucket.rows],
-                  moment_shape(bucket, diagonal), bucket.complex and not diagonal, self.dtype)
+            Stack(f"{what}{self._suffix}", bucket, self._members, moment_shape(bucket, diagonal),
+                  bucket.complex and not diagonal, self.dtype)
             for bucket, diagonal in zip(self.buckets, self.diagonal)
         ]
 
@@ -69,6 +67,9 @@ class Space:
         return spread_over(bucket, values, self.diagonal[i], self._like)
 
     def per_kind(self, i: int, values: Sequence[int]) -> Factor:
-        """One number for each kind of bucket i as such a factor."""
-        rows = [[float(value)] * len(row) for value, row in zip(values, self.buckets[i].rows)]
+        """One number for each kind of bucket i, or for each row of its only one, as such a factor."""
+        bucket = self.buckets[i]
+        rows = [[float(value)] * len(row) for value, row in zip(values, bucket.rows)]
+        if bucket.trivial and len(values) == len(bucket.rows[0]):
+            rows = [[float(value) for value in values]]
         return spread_over(self.buckets[i], rows, self.diagonal[i], self._like)

@@ -8,11 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from symgeo.distributed import local, processes
 from symgeo.optim.adamw import adamw_, descend_, full_precision, moment_
+from symgeo.optim.checkpoint import consolidated, keep_owned
 from symgeo.optim.gauge import Gauge
 from symgeo.optim.graft import adam_steps, grafted
 from symgeo.optim.options import Options
 from symgeo.optim.plan import Plan, check_group, check_overrides, rest_rate
+from symgeo.optim.sharing import Survey, check_replicas, check_same
 from symgeo.optim.whitening import whitened_step
 from symgeo.symmetry import Symmetry
 
@@ -101,6 +104,7 @@ class SymO(torch.optim.Optimizer):
         divergence: str = "frobenius",
         roots: str = "auto",
         corrected: bool = False,
+        process_group: Any = None,
     ) -> None:
         self._symmetries = _symmetries(symmetry)
         self._options = Options(
@@ -108,6 +112,7 @@ class SymO(torch.optim.Optimizer):
             divergence, roots, corrected,
         )
         self._plan: Plan | None = None
+        self._process_group, self._checked = process_group, False
         self._complete = False
         super().__init__(named_params, {"lr": lr, "betas": betas, "weight_decay": weight_decay, "rest_lr": rest_lr})
         self._complete = True
@@ -130,7 +135,9 @@ class SymO(torch.optim.Optimizer):
             raise
 
     def __getstate__(self) -> dict[str, Any]:
-        own = {"_symmetries": self._symmetries, "_options": self._options, "_complete": True}
+        own = {"_symmetries": self._symmetries, "_options": self._options, "_complete": True,
+               "_process_group": self._process_group if isinstance(self._process_group, bool) else None,
+               "_checked": False}
         return super().__getstate__() | own
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -138,7 +145,10 @@ class SymO(torch.optim.Optimizer):
         self._plan = None  # groups and states are other objects now
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Load what `state_dict` returned: copies, in the precision in which they were saved."""
+        """Load what `state_dict` returned: copies, in the precision in which they were saved.
+
+        Of several processes each keeps what it owns, so that the state of one may be loaded by all.
+        """
         seen: list[dict[str, Any]] = []
         names = [group["param_names"] for group in self.param_groups]
         handle = self.register_load_state_dict_pre_hook(lambda _, hooked: seen.append(hooked))
@@ -154,6 +164,14 @@ class SymO(torch.optim.Optimizer):
             for key, value in seen[0]["state"].get(number, {}).items():
                 if isinstance(value, Tensor):
                     self.state[p][key] = value.detach().to(p.device, copy=True)
+        keep_owned(self._planned(), self.state)
+
+    def consolidated_state_dict(self) -> dict[str, Any] | None:
+        """What `state_dict` would be with one process, on the CPU, at process 0, and None at the others.
+
+        With one process `state_dict` itself.  All processes call it.  `load_state_dict` takes it everywhere.
+        """
+        return consolidated(self._planned(), self.state_dict())
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -163,73 +181,97 @@ class SymO(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         plan = self._planned()
-        plan.check_gradients()
-        due = bool(plan.members) and self._due(plan)
-        if due and self._options.method(plan.device) == "eigh":
-            plan.check_finite()
+        if not self._checked:
+            self._checked = True
+            check_replicas(processes(self._process_group), plan.params)
+        ready = plan.ready(self.state)
+        with plan.share.together():
+            plan.check_gradients()
+            if plan.members and self._due(plan, ready) and self._options.method(plan.device) == "eigh":
+                plan.check_finite()
+        survey = plan.share.survey(plan.params, ready)
+        plan.share.complete(plan.rest, survey)
         for group, (_, rest) in zip(self.param_groups, plan.split):
             params = [p for _, p in rest]
             states = [self.state[p] for p in params]
             adamw_(params, states, rest_rate(group), group["betas"], group["weight_decay"])
         if plan.members:
-            self._step_members(plan, due)
+            self._step_members(plan, survey)
         return loss
 
     def _planned(self) -> Plan:
         if self._plan is None:
-            self._plan = Plan(self.param_groups, self._symmetries, self._options)
+            team = processes(self._process_group)
+            self._plan = Plan(self.param_groups, self._symmetries, self._options, team)
+            if team is not None:
+                check_same(team, self._plan.params)
         return self._plan
 
-    def _step_members(self, plan: Plan, due: bool) -> None:
-        """The parameters that the symmetry names."""
-        means, squares = self._moments(plan)
+    def _step_members(self, plan: Plan, survey: Survey) -> None:
+        """The parameters that the symmetry names: owned ones here, then all of them."""
+        due = self._due(plan, survey.ready)
+        grads = plan.share.gradients(survey)
+        weights = plan.share.weights() if self._options.needs_weights else {}
+        with plan.share.together():
+            owned = self._owned_step(plan, grads, weights, due, survey.ready)
+        step = plan.share.spread(owned, survey)
+        for group, (named, _) in zip(self.param_groups, plan.split):
+            moving = [(name, p) for name, p in named if survey.moving(name)]
+            if moving:
+                descend_([local(p) for _, p in moving], [step[name] for name, _ in moving], group["lr"],
+                         group["weight_decay"])
+
+    def _owned_step(
+        self, plan: Plan, grads: Mapping[str, Tensor], here: Mapping[str, Tensor], due: bool, ready: bool
+    ) -> dict[str, Tensor]:
+        """The steps of what this process owns, from whole gradients and weights."""
+        means, squares = self._moments(plan, grads)
         gradient: Mapping[str, Tensor] = means
         gauge = None
         if self._options.compact:
-            gauge = Gauge(plan.symmetries[0], plan.action, plan.members)
+            gauge = Gauge(plan.symmetries[0], plan.action, here)
             gradient = gauge.gradients(means)
         weights = None
         if self._options.estimator != "gradient":
-            weights = gauge.params if gauge else plan.members
+            weights = gauge.params if gauge else here
         if plan.corrected:
-            found = plan.corrected.step(self.state, gradient, self._gradients(plan, gauge), due)
+            found = plan.corrected.step(self.state, gradient, self._gradients(plan, grads, gauge), due)
         else:
-            found = whitened_step(plan.sides, self.state, gradient, weights, due, self._options.divergence)
-        step = {name: found[name] for name in plan.members}
+            found = whitened_step(plan.sides, self.state, gradient, weights, due, ready, self._options.divergence)
+        step = {name: found[name] for name in plan.share.owned}
         if self._options.graft is not None:
             lengths = adam_steps(list(means.values()), squares) if self._options.graft == "adam" else [
                 gradient[name] for name in step]
             step = dict(zip(step, grafted(list(step.values()), lengths)))
-        if gauge:
-            step = gauge.back(step)
-        for group, (named, _) in zip(self.param_groups, plan.split):
-            moving = [(name, p) for name, p in named if p.grad is not None]
-            if moving:
-                descend_([p for _, p in moving], [step[name] for name, _ in moving], group["lr"], group["weight_decay"])
+        return dict(gauge.back(step)) if gauge else step
 
-    def _gradients(self, plan: Plan, gauge: Gauge | None) -> Mapping[str, Tensor]:
+    def _gradients(self, plan: Plan, grads: Mapping[str, Tensor], gauge: Gauge | None) -> Mapping[str, Tensor]:
         """The gradients themselves, in the gauge of the statistics."""
-        found = {name: full_precision(p) if p.grad is None else p.grad.to(self.state[p]["exp_avg"].dtype)
-                 for name, p in plan.members.items()}
+        found = {name: grads[name].to(self.state[p]["exp_avg"].dtype) if name in grads else full_precision(p)
+                 for name, p in plan.share.owned.items()}
         return gauge.gradients(found) if gauge else found
 
-    def _due(self, plan: Plan) -> bool:
+    def _due(self, plan: Plan, ready: bool) -> bool:
         """Whether this step recomputes the powers."""
         steps = self.state[next(iter(plan.members.values()))].get("step", 0)  # before this one
         every = self._options.update_every
-        return every == 1 or steps % every == 0 or not all(side.ready(self.state) for side in plan.sides)
+        return every == 1 or steps % every == 0 or not ready
 
-    def _moments(self, plan: Plan) -> tuple[dict[str, Tensor], list[Tensor]]:
+    def _moments(self, plan: Plan, found: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[Tensor]]:
         """Debiased averages of the gradients by name, and of their squares if something needs them."""
         means: dict[str, Tensor] = {}
         squares: list[Tensor] = []
-        for group, (named, _) in zip(self.param_groups, plan.split):
+        for group, (members, _) in zip(self.param_groups, plan.split):
+            for name, p in members:
+                self._start(p, name in plan.share.owned)
+            named = [(name, p) for name, p in members if name in plan.share.owned]
             if not named:
                 continue
-            (b1, b2), params = group["betas"], [p for _, p in named]
-            states = [self._started(p) for p in params]
+            b1, b2 = group["betas"]
+            states = [self.state[p] for _, p in named]
             averages = [state["exp_avg"] for state in states]
-            grads = [torch.zeros_like(m) if p.grad is None else p.grad.to(m.dtype) for p, m in zip(params, averages)]
+            grads = [found[name].to(m.dtype) if name in found else torch.zeros_like(m)
+                     for (name, _), m in zip(named, averages)]
             torch._foreach_lerp_(averages, grads, 1 - b1)
             steps = [state["step"] for state in states]
             if self._options.nesterov:
@@ -245,14 +287,13 @@ class SymO(torch.optim.Optimizer):
                 squares += torch._foreach_div(second, [1 - b2**t for t in steps])
         return means, squares
 
-    def _started(self, p: Tensor) -> dict[str, Any]:
-        """The state of a parameter, one step further."""
+    def _start(self, p: Tensor, owned: bool) -> None:
+        """The state of a parameter, one step further; all processes count steps."""
         state = self.state[p]
-        if "exp_avg" not in state:
-            state |= {"step": 0, "exp_avg": full_precision(p)}
+        state["step"] = state.get("step", 0) + 1
+        if owned and "exp_avg" not in state:
+            state["exp_avg"] = full_precision(p)
             state |= {"exp_avg_sq": full_precision(p)} if self._options.graft == "adam" else {}
-        state["step"] += 1
-        return state
 
 
 def _symmetries(symmetry: Symmetry | tuple[Symmetry, Symmetry]) -> tuple[Symmetry, ...]:

@@ -17,15 +17,16 @@ Side = Averaged | RootFree
 
 def whitened_step(
     sides: Sequence[Side], state: State, gradient: Mapping[str, Tensor], weights: Mapping[str, Tensor] | None,
-    due: bool, divergence: str,
+    due: bool, ready: bool, divergence: str,
 ) -> Params:
     """Take one gradient into the statistics, renew the operators if due, and apply them one after the other.
 
-    For the divergence "kl" of a pair see `symgeo.optim.kl`; with "frobenius" every side sees the gradient itself.
+    ready: whether there are operators from an earlier step.  For the divergence "kl" of a pair see
+    `symgeo.optim.kl`; with "frobenius" every side sees the gradient itself.
     """
     first, last = sides[0], sides[-1]
     if divergence == "kl" and first is not last and isinstance(first, Averaged) and isinstance(last, Averaged):
-        return kl_step(first, last, state, gradient, due)
+        return kl_step(first, last, state, gradient, due, ready)
     seen = [side.space.encode(gradient) for side in sides]
     for side, xs in zip(sides, seen):
         ws = None if weights is None else side.space.encode(weights)

@@ -21,12 +21,13 @@ and the powers -1, -1/2, -1/4, 1/4, 1/2.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 
 import torch
 from torch import Tensor
 
+from symgeo.kernels import batched
 from symgeo.kernels.batched import NEWTON_POWERS
 from symgeo.kernels.inputs import LARGEST_PROGRAM, check_matrices, interpreting
 from symgeo.kernels.update import apply_update, ema_gram
@@ -141,6 +142,35 @@ def affine(
     return get("affine", backend or _choose(y, True))(y, a, b, c, d)
 
 
+def inner_products(vectors: Sequence[Tensor]) -> Tensor:
+    """``G_ij = sum_k u_ik u_jk`` of one to four vectors ``(n,)``: a float64 tensor ``(k, k)`` on their device.
+
+    One read; sums of blocks in the accumulation type are added in float64, in a fixed order.
+
+    >>> inner_products([torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])]).tolist()
+    [[5.0, 11.0], [11.0, 25.0]]
+    """
+    return batched.inner_products(vectors)
+
+
+def combination(vectors: Sequence[Tensor], coefficients: Tensor) -> Tensor:
+    """``sum_i c_i u_i`` of one to four vectors ``(n,)``, with coefficients ``(k,)`` on their device.
+
+    >>> combination([torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])], torch.tensor([2.0, -1.0]))
+    tensor([-1.,  0.])
+    """
+    return batched.combination(vectors, coefficients)
+
+
+def exponential_map(w: Tensor, z: Tensor, out: Tensor | None = None) -> Tensor:
+    """``w exp(z)`` of tensors of one shape, in the type of ``w``; into ``out``, which may be ``w`` or ``z``, if given.
+
+    >>> exponential_map(torch.tensor([1.0, -2.0]), torch.tensor([0.0, 1.0]))
+    tensor([ 1.0000, -5.4366])
+    """
+    return batched.exponential_map(w, z, out)
+
+
 def _choose(x: Tensor, worthwhile: bool) -> str:
     """Triton where it pays and can run, batched torch otherwise."""
     eager = x.is_cuda and x.dtype != torch.float64 and not (x.requires_grad and torch.is_grad_enabled())
@@ -166,9 +196,12 @@ __all__ = [
     "affine",
     "apply_update",
     "available",
+    "combination",
     "ema_gram",
+    "exponential_map",
     "get",
     "gram",
+    "inner_products",
     "names",
     "pair_sums",
     "polar",

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
 
 # the largest matrix that one Triton program keeps to itself
 LARGEST_PROGRAM = 64
+# the most vectors that one pass over them takes
+MOST_VECTORS = 4
 
 
 def check_matrices(name: str, x: Tensor, square: bool = False) -> None:
@@ -35,6 +39,46 @@ def check_finite(name: str, x: Tensor) -> None:
     bad = int((~torch.isfinite(x)).sum())
     if bad:
         raise ValueError(f"{name}: needed finite entries, found {bad} that are not")
+
+
+def check_vectors(vectors: Sequence[Tensor]) -> None:
+    """Raises ``ValueError`` unless there are one to four real floating vectors of one length on one device."""
+    if not 1 <= len(vectors) <= MOST_VECTORS:
+        raise ValueError(f"vectors: needed 1 to {MOST_VECTORS} vectors, found {len(vectors)}")
+    for x in vectors:
+        if x.dim() != 1 or not x.is_floating_point():
+            raise ValueError(f"vectors: needed real floating tensors (n,), found {x.dtype} of shape {tuple(x.shape)}")
+    if len({(len(x), x.device) for x in vectors}) > 1:
+        found = ", ".join(f"{len(x)} on {x.device}" for x in vectors)
+        raise ValueError(f"vectors: needed one length and one device, found {found}")
+
+
+def check_coefficients(vectors: Sequence[Tensor], coefficients: Tensor) -> None:
+    """Raises ``ValueError`` unless there is one floating number for each vector, on their device."""
+    if tuple(coefficients.shape) != (len(vectors),) or not coefficients.is_floating_point():
+        raise ValueError(
+            f"coefficients: needed a floating tensor ({len(vectors)},), one for each vector, "
+            f"found {coefficients.dtype} of shape {tuple(coefficients.shape)}"
+        )
+    if coefficients.device != vectors[0].device:
+        raise ValueError(f"coefficients: needed on {vectors[0].device} as the vectors, found {coefficients.device}")
+
+
+def check_map(w: Tensor, z: Tensor, out: Tensor | None) -> None:
+    """Raises ``ValueError`` unless ``w``, ``z`` and ``out`` are floating tensors of one shape on one device."""
+    for name, x in (("z", z), ("out", w if out is None else out)):
+        if x.shape != w.shape or x.device != w.device:
+            raise ValueError(
+                f"{name}: needed shape {tuple(w.shape)} on {w.device}, as w has, found {tuple(x.shape)} on {x.device}"
+            )
+    for name, x in (("w", w), ("z", z), ("out", w if out is None else out)):
+        if not x.is_floating_point():
+            raise ValueError(f"{name}: needed a real floating tensor, found {x.dtype}")
+
+
+def widest(tensors: Sequence[Tensor]) -> torch.dtype:
+    """The least type that holds the entries of all tensors."""
+    return reduce(torch.promote_types, (x.dtype for x in tensors))
 
 
 def accumulation_type(dtype: torch.dtype) -> torch.dtype:

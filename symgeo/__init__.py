@@ -28,9 +28,10 @@ _HOMES = {
     "adaptive_sharpness": "symgeo.sharpness",
     "euclidean_sharpness": "symgeo.sharpness",
     "average_sharpness": "symgeo.sharpness",
+    "in_place_sharpness": "symgeo.sharpness",
 }
 _MODULES = (
-    "groups", "symmetry", "models", "nullity", "kernels", "geometry", "curvature", "optim", "preconditioner",
+    "groups", "symmetry", "models", "nullity", "kernels", "geometry", "curvature", "optim", "preconditioner", "distributed",
     "sharpness", "hessian", "flatness", "data", "study", "loading", "batches", "demo", "plots", "report", "merge",
 )
 
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
         average_sharpness,
         euclidean_sharpness,
         geodesic_sharpness,
+        in_place_sharpness,
     )
     from symgeo.symmetry import Action, CheckReport, Element, Symmetry, check
 
@@ -81,4 +83,5 @@ __all__ = [
     "find_symmetry",
     "functional_loss",
     "geodesic_sharpness",
+    "in_place_sharpness",
 ]

@@ -11,6 +11,7 @@ from manifolds import Elementwise, FactorPair, Product
 from manifolds.flat import Flat
 from manifolds.frame import METRICS
 from symgeo.chart import Chart
+from symgeo.distributed import refuse_sharded
 from symgeo.functional import Params
 from symgeo.pairs import PairLayout
 from symgeo.symmetry import Symmetry
@@ -124,6 +125,7 @@ class ParameterManifold:
 def _check_floating(params: Mapping[str, Tensor]) -> None:
     if not params:
         raise ValueError("params: needed at least one parameter; the dict is empty")
+    refuse_sharded(params, "gather them with full_tensor(), or measure the module with symgeo.in_place_sharpness")
     for name, tensor in params.items():
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__

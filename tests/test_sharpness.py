@@ -280,7 +280,9 @@ def test_functional_loss_reads_its_batches() -> None:
 
 def test_the_pieces_of_the_search() -> None:
     assert sorted(checkpoints(20)) == [5, 9, 12, 14, 16, 18, 19, 20] and max(checkpoints(7)) == 7
-    z = torch.tensor([3.0, 4.0])
-    assert into_ball(z.clone(), 10.0).tolist() == [3.0, 4.0]
-    assert into_ball(z.clone(), 1.0).norm() == pytest.approx(1.0)
-    assert into_ball(torch.zeros(2), 1.0).tolist() == [0.0, 0.0]
+    vectors = torch.tensor([[3.0, 4.0], [0.0, 1.0]], dtype=torch.float64)
+    products = vectors @ vectors.T
+    assert into_ball(torch.tensor([1.0, 0.0]).double(), products, 10.0).tolist() == [1.0, 0.0]
+    inside = into_ball(torch.tensor([1.0, -2.0]).double(), products, 1.0) @ vectors
+    assert torch.allclose(inside, torch.tensor([3.0, 2.0]).double() / 13**0.5)
+    assert into_ball(torch.zeros(2).double(), products, 1.0).tolist() == [0.0, 0.0]

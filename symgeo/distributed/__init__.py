@@ -3,6 +3,17 @@
 from symgeo.distributed.exchange import Exchange
 from symgeo.distributed.owners import longest_first
 from symgeo.distributed.processes import Processes, processes
-from symgeo.distributed.shards import is_sharded, local
+from symgeo.distributed.replicas import check_replicas, check_same
+from symgeo.distributed.shards import is_sharded, local, refuse_sharded
 
-__all__ = ["Exchange", "Processes", "is_sharded", "local", "longest_first", "processes"]
+__all__ = [
+    "Exchange",
+    "Processes",
+    "check_replicas",
+    "check_same",
+    "is_sharded",
+    "local",
+    "longest_first",
+    "processes",
+    "refuse_sharded",
+]

@@ -49,6 +49,13 @@ def local(x: Tensor) -> Tensor:
     return part
 
 
+def refuse_sharded(params: Mapping[str, Tensor], remedy: str) -> None:
+    """Raises ``ValueError`` naming the first sharded tensor, and what to do."""
+    for name, p in params.items():
+        if is_sharded(p):
+            raise ValueError(f"params: {name!r} is sharded over processes, and needed whole; {remedy}")
+
+
 def whole(box: Tensor) -> Box:
     """A tensor of which every process has everything."""
     return Box((0,) * box.dim(), tuple(box.shape))

@@ -13,6 +13,7 @@ from symgeo.hessian.matrices import empirical_fisher, euclidean_hessian, fisher,
 from symgeo.hessian.metrics import Metric, fisher_metric, kronecker_metric, pullback_metric
 from symgeo.hessian.model_loss import ModelLoss, model_loss
 from symgeo.hessian.operator import HessianOperator
+from symgeo.hessian.parallel import data_parallel
 from symgeo.hessian.reparametrization import Reparametrization
 from symgeo.hessian.riemannian import riemannian_hessian
 from symgeo.hessian.spectrum import Eigenpairs
@@ -30,6 +31,7 @@ __all__ = [
     "SpectralDensity",
     "TensorEstimate",
     "block",
+    "data_parallel",
     "empirical_fisher",
     "euclidean_hessian",
     "fisher",

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from symgeo.distributed import refuse_sharded
 from symgeo.functional import Params
 
 
@@ -49,6 +50,8 @@ class FlatSpace(Space):
     def __init__(self, params: Mapping[str, Tensor]):
         if not params:
             raise ValueError("params: needed at least one parameter; the dict is empty")
+        refuse_sharded(params, "shards have no second derivatives: gather them with full_tensor(), and split the data "
+                               "instead with symgeo.hessian.data_parallel")
         for name, p in params.items():
             if not isinstance(p, Tensor) or not p.is_floating_point():
                 kind = p.dtype if isinstance(p, Tensor) else type(p).__name__

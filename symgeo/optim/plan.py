@@ -67,7 +67,8 @@ class Plan:
         if team is not None:
             units = find_units(list(self.members), actions, splits, options.trivial)
             self.share = Shared(team, self.members, units, self.dtype)
-            self.symmetries = [symmetry.part(params, self.share.owned) for symmetry in whole]
+            elsewhere = self.members.keys() - self.share.owned.keys()
+            self.symmetries = [symmetry.concrete(params).without(elsewhere) for symmetry in whole]
             splits = [Decomposition(symmetry, self.share.owned, options.compact) for symmetry in self.symmetries]
         self.sides = self._sides(options, splits)
         self.corrected = Corrected(self.sides, self.share.owned, self._decay, options) if options.corrected else None

@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from symgeo.distributed import local, processes
+from symgeo.distributed import check_replicas, check_same, local, processes
 from symgeo.optim.adamw import adamw_, descend_, full_precision, moment_
 from symgeo.optim.checkpoint import consolidated, keep_owned
 from symgeo.optim.gauge import Gauge
 from symgeo.optim.graft import adam_steps, grafted
 from symgeo.optim.options import Options
 from symgeo.optim.plan import Plan, check_group, check_overrides, rest_rate
-from symgeo.optim.sharing import Survey, check_replicas, check_same
+from symgeo.optim.sharing import Shared, Survey
 from symgeo.optim.whitening import whitened_step
 from symgeo.symmetry import Symmetry
 
@@ -183,7 +183,8 @@ class SymO(torch.optim.Optimizer):
         plan = self._planned()
         if not self._checked:
             self._checked = True
-            check_replicas(processes(self._process_group), plan.params)
+            if isinstance(plan.share, Shared):
+                check_replicas(plan.share.team, plan.params)
         ready = plan.ready(self.state)
         with plan.share.together():
             plan.check_gradients()

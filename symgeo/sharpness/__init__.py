@@ -2,6 +2,7 @@
 
 from symgeo.sharpness.average import average_sharpness
 from symgeo.sharpness.correlation import RankCorrelation, kendall
+from symgeo.sharpness.in_place import in_place_sharpness
 from symgeo.sharpness.result import SharpnessResult
 from symgeo.sharpness.worst_case import adaptive_sharpness, euclidean_sharpness, geodesic_sharpness
 
@@ -12,5 +13,6 @@ __all__ = [
     "average_sharpness",
     "euclidean_sharpness",
     "geodesic_sharpness",
+    "in_place_sharpness",
     "kendall",
 ]

@@ -49,5 +49,5 @@ def average_sharpness(
     means = [math.fsum(column) / len(data) for column in zip(*totals)]
     error = torch.tensor(means, dtype=torch.float64).std().item() / math.sqrt(samples) if samples > 1 else None
     kind = f"average {manifold.metric if chart.pairs and manifold else manifold.rest if manifold else 'euclidean'}"
-    result = summarise(ascents, chart, rho, kind, "exact", samples, keep=False)
+    result = summarise(ascents, chart, rho, kind, "exact", samples)
     return SharpnessResult(**{**result.__dict__, "standard_error": error})

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -99,7 +99,7 @@ def _measure(
             ascents.append(Ascent(chart.origin(), value, [value], 0))
         else:
             ascents.append(auto_pgd(objective, chart.origin(), rho, steps, lambda: chart.random(generator)))
-    return summarise(ascents, chart, rho, kind, geodesic, steps, keep)
+    return summarise(ascents, chart, rho, kind, geodesic, steps, chart.tangent if keep else None)
 
 
 def _objective(loss: Loss, chart: Chart, batch: Any, geodesic: str, rho: float) -> Objective:
@@ -124,15 +124,35 @@ def evaluate(loss: Loss, params: Params, batch: Any) -> Tensor:
     return value.reshape(())
 
 
+class Measured(Protocol):
+    """What a measurement says of the coordinates that it was made in."""
+
+    pairs: int
+    relaxed: int
+    zeros: int
+    dtype: torch.dtype
+    device: torch.device
+
+
+def check_base(loss: float) -> float:
+    """The loss at the parameters, or ``ValueError`` if it is not finite."""
+    if not math.isfinite(loss):
+        raise ValueError(f"the loss at the parameters is {loss}: needed a finite number; check data and weights")
+    return loss
+
+
 def check_invariance(loss: Loss, params: Params, chart: Chart, batch: Any) -> None:
     """Raises where the loss is not finite, or changes when only the gauge does."""
     with torch.no_grad():
-        given = float(evaluate(loss, params, batch))
-        if not math.isfinite(given):
-            raise ValueError(f"the loss at the parameters is {given}: needed a finite number; check data and weights")
+        given = check_base(float(evaluate(loss, params, batch)))
         if not chart.pairs:
             return
         balanced = float(evaluate(loss, chart.point(chart.origin(), "linear"), batch))
+    check_gauges(given, balanced, chart)
+
+
+def check_gauges(given: float, balanced: float, chart: Measured) -> None:
+    """Raises where a loss changes when only the gauge does."""
     tolerance = 0.1 if torch.is_autocast_enabled(chart.device.type) else INVARIANCE.get(chart.dtype, 2e-2)
     if not abs(balanced - given) <= tolerance * (abs(given) + tolerance):
         raise SymmetryError(
@@ -152,9 +172,9 @@ def batch_list(batches: Iterable[Any]) -> Sequence[Any]:
     return data
 
 
-def summarise(ascents: Sequence[Ascent], chart: Chart, rho: float, kind: str, geodesic: str, steps: int,
-              keep: bool) -> SharpnessResult:
-    """The mean over batches, with everything that was noticed on the way."""
+def summarise(ascents: Sequence[Ascent], chart: Measured, rho: float, kind: str, geodesic: str, steps: int,
+              tangent: Callable[[Tensor], Params] | None = None) -> SharpnessResult:
+    """The mean over batches, with everything that was noticed on the way; perturbations if there is a ``tangent``."""
     base = [ascent.history[0] for ascent in ascents]
     increases = [ascent.value - ascent.history[0] for ascent in ascents]
     return SharpnessResult(
@@ -163,5 +183,5 @@ def summarise(ascents: Sequence[Ascent], chart: Chart, rho: float, kind: str, ge
         left_domain=sum(ascent.rejected for ascent in ascents),
         resolution=4 * torch.finfo(chart.dtype).eps * max(abs(value) for value in base),
         history=[ascent.history for ascent in ascents],
-        perturbations=[chart.tangent(ascent.point) for ascent in ascents] if keep else None,
+        perturbations=None if tangent is None else [tangent(ascent.point) for ascent in ascents],
     )

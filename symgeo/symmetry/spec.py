@@ -128,29 +128,26 @@ class Symmetry:
             {name: flow for name, flow in self.flows.items() if not absent & {*flow.moves, *flow.reads}},
         )
 
-    def part(self, params: Mapping[str, Tensor], names: Iterable[str]) -> Symmetry:
-        """The declaration of these parameters alone, without globs and with all sizes.
-
-        Exact where whatever acts on one of them acts on no other of the `params`; what does is left out.
+    def concrete(self, params: Mapping[str, Tensor]) -> Symmetry:
+        """The declaration for these parameters, without globs and with all sizes.
 
         >>> import torch
         >>> from symgeo.groups import Permutation
         >>> wide = Symmetry({"up": "h _", "down": "_ h"}, {"h": Permutation()}).each("layers.*")
         >>> params = {f"layers.{i}.{name}": torch.zeros(2, 2) for i in range(2) for name in ("up", "down")}
-        >>> wide.part(params, ["layers.1.up", "layers.1.down"]).tensors
+        >>> wide.concrete(params).without(["layers.0.up", "layers.0.down"]).tensors
         {'layers.1.up': 'h[layers.1] _', 'layers.1.down': '_ h[layers.1]'}
         """
         declaration = expand(
             self.tensors, self.groups, self.sizes, self.shifts, self.frozen, self.scopes, params.keys(), self.flows
         )
         sizes = Action(declaration, params).sizes
-        concrete = Symmetry(
+        return Symmetry(
             {name: str(pattern) for name, pattern in declaration.tensors.items()}, declaration.groups, sizes,
             {name: {key: str(pattern) for key, pattern in targets.items()}
              for name, targets in declaration.shifts.items()},
             declaration.frozen, {}, declaration.flows,
         )
-        return concrete.without(params.keys() - set(names))
 
     def dimension(self, params: Mapping[str, Tensor]) -> int:
         """The number of independent flat directions at params: the rank of the vertical space.

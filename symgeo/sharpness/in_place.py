@@ -1,0 +1,145 @@
+"""Sharpness of a module where it stands: for models of which one copy, or one process, is all there is room for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from manifolds.geodesic import METHODS
+from symgeo.distributed import Processes, check_replicas, check_same, is_sharded, processes
+from symgeo.functional import Loss, functional_loss
+from symgeo.progress import track
+from symgeo.sharpness.ascent import Ascent, Objective, auto_pgd
+from symgeo.sharpness.chunks import CHUNK_BYTES, Chunks, Metric
+from symgeo.sharpness.result import SharpnessResult, check_count, check_rho
+from symgeo.sharpness.worst_case import batch_list, check_base, check_gauges, evaluate, summarise
+from symgeo.symmetry import Symmetry
+
+
+def in_place_sharpness(
+    model: nn.Module, batches: Iterable[Any], rho: float, symmetry: Symmetry | None = None,
+    criterion: Callable[..., Tensor] | None = None, metric: str = "inv", rest: str = "adaptive", eps: float = 0.0,
+    steps: int = 20, geodesic: str = "exact", seed: int = 0, chunk_bytes: int = CHUNK_BYTES,
+    process_group: Any = None, progress: bool = False,
+) -> SharpnessResult:
+    r"""The geodesic sharpness of :func:`symgeo.geodesic_sharpness`, with the parameters of the model themselves.
+
+    The parameters that require a gradient move, all others (a frozen base model under LoRA adapters) are constants
+    and cost nothing.  They are overwritten by every point of the search and given back bit for bit, whatever
+    happens.  The exponential map and its derivative are taken ``chunk_bytes`` of parameters at a time, so that beside
+    the model, its gradients and one copy the memory is that of the search: up to seven vectors of coordinates.
+    Activation checkpointing, mixed precision and offloading of the model work as in training: the loss is a forward
+    and a backward pass of the module.  Without a symmetry the metric is ``rest`` for everything: "adaptive" then is
+    adaptive sharpness along exact geodesics, with ``geodesic="linear"`` on straight lines.
+
+    With several processes (torch.distributed) every process passes its share, of equal size, of each batch.  Losses
+    and gradients are averaged, and all return the same result.  The parameters may be replicas (a plain module, or one
+    in DistributedDataParallel) or sharded by ``fully_shard``: then coordinates are sharded too, inner products are
+    summed over processes, and each pair is worked on by the process that owns it.  Find the symmetry before sharding.
+    process_group : the processes, by default all of them; False for this one alone
+
+    The draws at a critical point depend on chunks and processes; everything else is the same as in one process to
+    rounding.  Half precision stores points with a relative error that may exceed small ``rho``: use float32.
+
+    Raises ``ValueError`` as :func:`symgeo.geodesic_sharpness` does, and where nothing requires a gradient.
+
+    >>> model = nn.Linear(2, 1, bias=False)
+    >>> batch = (torch.eye(2), torch.zeros(2, 1))
+    >>> before = model.weight.detach().clone()
+    >>> result = in_place_sharpness(model, [batch], rho=0.1, criterion=nn.functional.mse_loss)
+    >>> torch.equal(model.weight, before), result.value > 0
+    (True, True)
+    """
+    rho, steps = check_rho(rho), check_count("steps", steps)
+    if geodesic not in METHODS:
+        raise ValueError(f"geodesic must be one of {', '.join(METHODS)}; got {geodesic!r}")
+    data = batch_list(batches)
+    bare = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    params = {name: p for name, p in bare.named_parameters() if p.requires_grad}
+    if not params:
+        raise ValueError("model: no parameter requires a gradient; call requires_grad_() on those that are to move")
+    constants = {name: p for name, p in bare.named_parameters() if not p.requires_grad}
+    team = _team(params, process_group)
+    chunks = Chunks(params, constants, Metric(symmetry, metric, rest, eps), team, chunk_bytes)
+    kind = f"geodesic {metric}" if chunks.pairs else rest
+    search = _Search(bare, functional_loss(bare, criterion), chunks, geodesic, rho)
+    offset = team.rank if chunks.sharded and team is not None else 0
+    generator = torch.Generator().manual_seed(seed + 7919 * offset)
+    ascents = []
+    with chunks.kept() as restore:
+        for batch in track(data, f"{kind} sharpness", progress):
+            restore()
+            search.check(batch)
+            if rho == 0:
+                value, _ = search.objective(batch)(chunks.origin())
+                ascents.append(Ascent(chunks.origin(), value, [value], 0))
+            else:
+                ascents.append(auto_pgd(search.objective(batch), chunks.origin(), rho, steps,
+                                        lambda: chunks.random(generator), chunks.inner))
+    return summarise(ascents, chunks, rho, kind, geodesic, steps)
+
+
+def _team(params: Mapping[str, Tensor], group: Any) -> Processes | None:
+    """The processes that share the work; all of them must have the same parameters."""
+    team = processes(group)
+    sharded = [name for name, p in params.items() if is_sharded(p)]
+    if sharded and len(sharded) < len(params):
+        replica = next(name for name in params if name not in sharded)
+        raise ValueError(f"model: {sharded[0]!r} is sharded and {replica!r} is not; apply fully_shard to all of it")
+    if team is None:
+        if sharded:
+            raise ValueError(f"process_group: {sharded[0]!r} is sharded; needed the processes that hold it, found one")
+        return None
+    check_same(team, params)
+    check_replicas(team, params)
+    return team
+
+
+class _Search:
+    """Losses and gradients at points of a geodesic that are written into the module."""
+
+    def __init__(self, model: nn.Module, loss: Loss, chunks: Chunks, geodesic: str, rho: float) -> None:
+        self._loss, self._chunks, self._geodesic, self._rho = loss, chunks, geodesic, rho
+        self._sharders = _sharders(model) if chunks.sharded else []
+
+    def objective(self, batch: Any) -> Objective:
+        """Value and horizontal gradient at coordinates: one forward and one backward pass."""
+        def at(z: Tensor) -> tuple[float, Tensor]:
+            self._chunks.write(z, self._geodesic, self._rho)
+            with torch.enable_grad():
+                value = self._evaluate(batch, backward=True)
+            return value, self._chunks.pull(z, self._geodesic, self._rho)
+
+        return at
+
+    @torch.no_grad()
+    def check(self, batch: Any) -> None:
+        """Raises where the loss is not finite, or changes when only the gauge does."""
+        given = check_base(self._evaluate(batch, backward=False))
+        if self._chunks.pairs:
+            self._chunks.write(self._chunks.origin(), "linear", None)
+            check_gauges(given, self._evaluate(batch, backward=False), self._chunks)
+
+    def _evaluate(self, batch: Any, backward: bool) -> float:
+        """The loss, the mean of all processes."""
+        team = self._chunks.team
+        for module in self._sharders:
+            module.reshard()  # so that the next pass gathers the parameters as they are now
+        for p in self._chunks.params.values():
+            p.grad = None
+        with team.together() if team is not None and not self._chunks.sharded else nullcontext():
+            value = evaluate(self._loss, {}, batch)
+            if backward:
+                value.backward()
+        found = value.detach().double()
+        return float(found if team is None else team.mean_(found))
+
+
+def _sharders(model: nn.Module) -> list[Any]:
+    from torch.distributed.fsdp import FSDPModule
+
+    return [module for module in model.modules() if isinstance(module, FSDPModule)]

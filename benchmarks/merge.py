@@ -152,8 +152,8 @@ def projections(size: Size) -> dict[str, tuple[int, int]]:
     return {f"model.layers.{i}.{name}": shape for i in range(size.layers) for name, shape in shapes.items()}
 
 
-def write_adapters(size: Size, folder: Path) -> list[Path]:
-    """Three adapters of rank 16 in float16."""
+def write_adapters(size: Size, folder: Path, rank: int = 16) -> list[Path]:
+    """Three adapters in float16."""
     from peft import LoraConfig
     from safetensors.torch import save_file
 
@@ -161,12 +161,13 @@ def write_adapters(size: Size, folder: Path) -> list[Path]:
     for k in range(3):
         tensors = {}
         for i, (module, (rows, columns)) in enumerate(projections(size).items()):
-            for name, shape in (("lora_A", (16, columns)), ("lora_B", (rows, 16))):
+            for name, shape in (("lora_A", (rank, columns)), ("lora_B", (rows, rank))):
                 x = normal(*shape, seed=1000 * k + 2 * i + (name == "lora_B"))
                 tensors[f"base_model.model.{module}.{name}.weight"] = (0.02 * x).half()
         folders.append(folder / f"adapter{k}")
         targets = sorted({module.rpartition(".")[2] for module in projections(size)})
-        config = LoraConfig(r=16, lora_alpha=32, target_modules=targets, task_type="CAUSAL_LM", inference_mode=True)
+        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets, task_type="CAUSAL_LM")
+        config.inference_mode = True
         config.save_pretrained(str(folders[-1]))
         save_file(tensors, folders[-1] / "adapter_model.safetensors", metadata={"format": "pt"})
     return folders

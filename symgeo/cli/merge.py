@@ -93,14 +93,24 @@ Config = Annotated[
     typer.Option(
         metavar="FILE",
         show_default=False,
-        help="A YAML file with adapters, out, weights, method, rank, scale, dtype, seed, overwrite; what is given on "
-        "the command line overrides it.",
+        help="A YAML file with adapters, out, weights, method, rank, scale, dtype, seed, overwrite, processes; what "
+        "is given on the command line overrides it.",
     ),
 ]
 DtypeOption = Annotated[
     StoredDtype | None, typer.Option(help="Precision of the result, by default the adapters'.", show_default=False)
 ]
 Seed = Annotated[int | None, typer.Option(help="Decides everything random; 0 by default.", show_default=False)]
+Processes = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        metavar="N",
+        show_default=False,
+        help="Worker processes that share the modules, each with one thread and one batch in memory; 1 by default: "
+        "no workers.  The result is the same.  On --device cuda they take the visible devices in turn.",
+    ),
+]
 
 
 def merge(
@@ -115,6 +125,7 @@ def merge(
     config: Config = "",
     dtype: DtypeOption = None,
     seed: Seed = None,
+    processes: Processes = None,
     *,
     run: Run,
 ) -> Outcome:
@@ -126,7 +137,7 @@ def merge(
     options = _options(config, {
         "adapters": adapters, "out": out, "weights": _numbers(weights), "method": method and method.value,
         "rank": int(rank) if rank.isdecimal() else rank, "scale": scale, "dtype": dtype and dtype.value, "seed": seed,
-        "overwrite": overwrite,
+        "overwrite": overwrite, "processes": processes,
     })  # fmt: skip
     if not options.get("adapters"):
         raise UsageError("Missing argument 'ADAPTER...'")

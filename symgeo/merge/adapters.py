@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from symgeo.merge.batch import MergedBatch, merge_batch
+from symgeo.merge.messages import Share
 from symgeo.merge.peft.card import model_card
 from symgeo.merge.peft.config import CONFIG
 from symgeo.merge.peft.folder import check_target, new_folder
 from symgeo.merge.peft.plan import MergePlan, ModulePlan
 from symgeo.merge.peft.planning import plan_merge
-from symgeo.merge.peft.reader import WEIGHTS, opened
+from symgeo.merge.peft.reader import WEIGHTS
 from symgeo.merge.peft.tensors import TensorFile
+from symgeo.merge.processes import Progress, merge_on_processes
+from symgeo.merge.streaming import Row, copy_base_tensors, left_out, merge_into
 from symgeo.parallel import one_thread
 from symgeo.report import SCHEMA, plain, versions
 
-Progress = Callable[[int, int, str], None]
 REPORT = "symgeo_report.json"
 LISTED = 3  # warnings that a summary quotes
 
@@ -101,6 +101,7 @@ def merge_adapters(
     overwrite: bool = False,
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda message: None,
+    processes: int = 1,
 ) -> MergeReport:
     """Merges LoRA adapters, folders as PEFT saves them, into the new folder ``out``.
 
@@ -114,16 +115,22 @@ def merge_adapters(
     float64, on ``device`` (the CPU by default, on one thread: the matrices are small), a few modules at a time.
     overwrite : replace ``out`` if it is a folder that is not empty; it is removed only when its successor is whole.
     progress : called as ``progress(done, total, module)``;  say : called with messages about leftovers.
+    processes : with more than one, as many worker processes share the batches of modules, each with one thread and
+    one batch in memory, and write into one file; no more of them than batches.  What is written is the same, byte for
+    byte, as by one process (with ``device="cuda"``, where the devices are of one kind).  A worker first imports torch,
+    which takes seconds, so that a merge of seconds gains nothing.  They take the visible devices in turn for
+    ``device="cuda"``; one that is named with a number, as "cuda:1", is shared by all.
 
     Raises ``ValueError`` naming the folder and the field or tensor for anything but plain LoRA, for adapters that do
-    not fit each other, and for an ``out`` that cannot be written; ``out`` then is as it was.
+    not fit each other, for an ``out`` that cannot be written, and for a worker process that fails or is killed, which
+    ends the others; ``out`` then is as it was.
     """
-    plan = plan_merge(folders, weights, method, rank, scale, dtype, seed)
+    plan = plan_merge(folders, weights, method, rank, scale, dtype, seed, processes)
     place = _place(device)
     check_target(out, plan.sources, overwrite)
     with new_folder(out, plan.sources, overwrite, say) as folder:
         with one_thread(), TensorFile(folder / WEIGHTS, plan.tensors()) as file:
-            rows = list(_merge(plan, place, file, progress))
+            rows = _merge(plan, device, place, file, progress)
         report = _report(plan, Path(out), rows)
         _write_texts(folder, plan, report)
     return report
@@ -137,74 +144,44 @@ def _place(device: str | torch.device | None) -> torch.device:
         raise ValueError(f"device {device}: it cannot compute in float64 here ({reason}); use cpu") from error
 
 
-def _merge(
-    plan: MergePlan, device: torch.device, file: TensorFile, progress: Progress | None
-) -> Iterator[dict[str, Any]]:
-    done = 0
-    for batch in plan.batches(device.type):
-        merged = _merge_modules(plan, batch, device)
-        for i, module in enumerate(batch):
-            for key, x, shape in zip(module.pair.keys, (merged.A[i], merged.B[i]), module.shapes):
-                file.write(key, _stored(x.reshape(shape), plan.dtype, key))
-            yield row(plan, module, merged.reports[i])
-        done += len(batch)
-        if progress is not None:
-            progress(done, len(plan.kept), batch[-1].module)
-    for module in plan.modules:
-        if module.dropped:
-            yield row(plan, module, {"method": plan.method, "rank": 0, "converged": True, "iterations": 0,
-                                     "retained_energy": 1.0, "spectral_gap": None, "fallback": None, "warnings":
-                                     ["every adapter that has this module has weight zero: left out"]})  # fmt: skip
-    for key, base in plan.base_tensors.items():
-        with opened(base.source.folder) as stored:
-            file.write(key, stored.get_tensor(key))
+def devices(asked: str | torch.device | None, place: torch.device, count: int) -> list[str]:
+    """The devices of ``count`` processes: the one that was asked for; the visible ones in turn for plain "cuda".
 
-
-def _merge_modules(plan: MergePlan, batch: Sequence[ModulePlan], device: torch.device) -> MergedBatch:
-    first, names = batch[0], [module.module for module in batch]
-    factors = [plan.adapters[i].factors(names, device) for i in first.holders]
-    seeds = [module_seed(plan.seed, name) for name in names]
-    try:
-        merged = merge_batch(factors, first.weights, plan.method, plan.rank, plan.scale, seeds)
-    except ValueError as error:
-        others = f" and {len(batch) - 1} of its shape" if len(batch) > 1 else ""
-        raise ValueError(f"module {names[0]}{others}: {error}") from error
-    return merged
-
-
-def _stored(x: torch.Tensor, dtype: torch.dtype, key: str) -> torch.Tensor:
-    stored = x.to(device="cpu", dtype=dtype)
-    if not bool(torch.isfinite(stored).all()):
-        name = str(dtype).removeprefix("torch.")
-        raise ValueError(
-            f"tensor {key}: the merge is not finite in {name}; write it in a wider dtype (--dtype float32)"
-        )
-    return stored
-
-
-def module_seed(seed: int, module: str) -> int:
-    """A seed for one module, from the seed of the merge and its name alone.
-
-    >>> module_seed(0, "layers.0.q_proj") == module_seed(0, "layers.0.q_proj") != module_seed(1, "layers.0.q_proj")
-    True
+    >>> devices("cpu", torch.device("cpu"), 3)
+    ['cpu', 'cpu', 'cpu']
     """
-    return int.from_bytes(hashlib.sha256(f"{seed}:{module}".encode()).digest()[:6], "little")
+    if asked is None or place.type != "cuda" or torch.device(asked).index is not None:
+        return [str(place)] * count
+    return [f"cuda:{i % torch.cuda.device_count()}" for i in range(count)]
 
 
-def row(plan: MergePlan, module: ModulePlan, report: Mapping[str, Any]) -> dict[str, Any]:
-    """The report of a module, with its name, its shape, and a warning if only some adapters have it."""
-    warnings = list(report["warnings"])
-    if len(module.holders) < len(plan.adapters) and not module.dropped:
-        how = "averaged over those" if plan.mean else "zero for the others"
-        warnings.insert(0, f"only {len(module.holders)} of {len(plan.adapters)} adapters have this module: {how}")
-    return {
-        "module": module.module,
-        "shape": [module.pair.rows, module.pair.columns],
-        "adapters": list(module.holders),
-        "input_ranks": list(module.ranks),
-        **report,
-        "warnings": warnings,
-    }
+def _merge(
+    plan: MergePlan, device: str | torch.device | None, place: torch.device, file: TensorFile, progress: Progress | None
+) -> list[Row]:
+    parts = plan.shares(place.type)
+    if len(parts) > 1:
+        places = devices(device, place, len(parts))
+        shares = [Share(plan, batches, file.path, where) for batches, where in zip(parts, places)]
+        rows = merge_on_processes(plan, shares, file, progress)
+    else:
+        rows = _merge_here(plan, parts[0], place, file, progress)
+    copy_base_tensors(file, plan)
+    return rows + left_out(plan)
+
+
+def _merge_here(
+    plan: MergePlan,
+    batches: Sequence[Sequence[ModulePlan]],
+    place: torch.device,
+    file: TensorFile,
+    progress: Progress | None,
+) -> list[Row]:
+    rows: list[Row] = []
+    for batch in batches:
+        rows += merge_into(file, plan, batch, place)
+        if progress is not None:
+            progress(len(rows), len(plan.kept), batch[-1].module)
+    return rows
 
 
 def _report(plan: MergePlan, out: Path, rows: list[dict[str, Any]]) -> MergeReport:

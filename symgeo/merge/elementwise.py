@@ -157,7 +157,8 @@ def _rotated(solution: Solution, basis: _Basis) -> Solution:
 
 
 def _mask(seed: int, shape: Sequence[int], density: float) -> Tensor:
-    return torch.rand(tuple(shape), generator=torch.Generator().manual_seed(seed)) < density
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(tuple(shape), dtype=torch.float32, generator=generator) < density
 
 
 def _column(weights: Sequence[float], x: Tensor) -> Tensor:

@@ -7,6 +7,7 @@
     weights: [0.7, 0.3]
     method: bures
     rank: 16
+    processes: 2
 
 Keys are the arguments of :func:`symgeo.merge.merge_adapters`; paths are relative to the working directory, as on the
 command line.
@@ -95,4 +96,5 @@ KEYS: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "dtype": ("the name of a dtype", _text),
     "seed": ("an integer", _integer),
     "overwrite": ("true or false", _flag),
+    "processes": ("an integer", _integer),
 }

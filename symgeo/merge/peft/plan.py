@@ -54,6 +54,15 @@ class ModulePlan:
         """Size of its factors in float64."""
         return 8 * (self.pair.rows + self.pair.columns) * sum(self.ranks)
 
+    @property
+    def cost(self) -> int:
+        """Its work, to compare it with that of others: ``(m + n) k^2 + k^3``, where k is the sum of the ranks.
+
+        That is the order of the factorisations which all methods begin with.
+        """
+        k = sum(self.ranks)
+        return (self.pair.rows + self.pair.columns + k) * k**2
+
 
 @dataclass(frozen=True)
 class BaseTensor:
@@ -80,6 +89,7 @@ class MergePlan:
     base_model: str | None
     config: dict[str, Any]
     notes: tuple[str, ...]
+    processes: int = 1  # at most; there are never more than batches
 
     @property
     def sources(self) -> list[Path]:
@@ -108,8 +118,11 @@ class MergePlan:
 
     @property
     def memory_bytes(self) -> int:
-        """Estimate of the memory that the merge takes on a CPU, beside what the libraries take themselves."""
-        return WORKING * max(sum(m.bytes for m in batch) for batch in self.batches())
+        """Estimate of the memory that the merge takes on a CPU, beside what the libraries take in every process.
+
+        A process works on one batch at a time: it is the largest batch of each of them, however many there are.
+        """
+        return WORKING * sum(max(sum(m.bytes for m in batch) for batch in share) for share in self.shares())
 
     def batches(self, device: str = "cpu") -> Iterator[list[ModulePlan]]:
         """The modules to merge, those of equal shape together as far as memory is bounded."""
@@ -119,6 +132,21 @@ class MergePlan:
         for bucket in buckets.values():
             size = max(1, BATCH_BYTES.get(device, BATCH_BYTES["cpu"]) // bucket[0].bytes)
             yield from (bucket[i : i + size] for i in range(0, len(bucket), size))
+
+    def shares(self, device: str = "cpu") -> list[list[list[ModulePlan]]]:
+        """The batches of every process: those with most work first, each to the process that has least to do.
+
+        The batches are the same for any number of processes, so that results are; there is no process without one.
+        """
+        batches = list(self.batches(device))
+        costs = [sum(module.cost for module in batch) for batch in batches]
+        loads = [0] * min(self.processes, len(batches))
+        dealt: list[list[int]] = [[] for _ in loads]
+        for i in sorted(range(len(batches)), key=lambda i: (-costs[i], i)):
+            least = loads.index(min(loads))
+            loads[least] += costs[i]
+            dealt[least].append(i)
+        return [[batches[i] for i in sorted(numbers)] for numbers in dealt]
 
     def to_dict(self) -> dict[str, Any]:
         """The plan in the types of JSON."""
@@ -138,6 +166,7 @@ class MergePlan:
             "base_tensors": list(self.base_tensors),
             "output_bytes": self.output_bytes,
             "memory_bytes": self.memory_bytes,
+            "processes": len(self.shares()),
             "config": self.config,
             "notes": list(self.notes),
         }
@@ -168,11 +197,12 @@ class MergePlan:
             ]
             for group in groups.values()
         ]
+        count = len(self.shares())
         lines = [
             f"{len(self.kept)} modules of {len(self.adapters)} adapters, method {self.method}, "
             f"weights {', '.join(f'{w:g}' for w in self.weights)}, base model {self.base_model or 'not named'}",
             aligned(header, rows, left=5),
             f"tensors to write {self.output_bytes / 2**20:.1f} MiB ({str(self.dtype).removeprefix('torch.')}), "
-            f"working memory about {self.memory_bytes / 2**20:.0f} MiB",
+            f"working memory about {self.memory_bytes / 2**20:.0f} MiB" + f" in {count} processes" * (count > 1),
         ]
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])

@@ -24,6 +24,7 @@ def plan_merge(
     scale: float = 1.0,
     dtype: str | torch.dtype | None = None,
     seed: int = 0,
+    processes: int = 1,
 ) -> MergePlan:
     """Check adapters and options as :func:`symgeo.merge.merge_adapters` does, and say what it would do.
 
@@ -37,6 +38,8 @@ def plan_merge(
         raise ValueError(f"scale must be a finite number; got {scale}")
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"seed must be an integer; got {seed!r}")
+    if isinstance(processes, bool) or not isinstance(processes, int) or processes < 1:
+        raise ValueError(f"processes must be an integer >= 1; got {processes!r}")
     check_weights(weights, len(folders), mean=method in MEANS)
     used = [1.0 / len(folders)] * len(folders) if weights is None else [float(w) for w in weights]
     adapters = [read_adapter(folder) for folder in folders]
@@ -57,6 +60,7 @@ def plan_merge(
         base_model=shared.base_model,
         config=merged_config(ranks, adapters, shared.fields),
         notes=shared.notes,
+        processes=processes,
     )
 
 

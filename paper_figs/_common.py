@@ -1,4 +1,4 @@
-"""What the figures share: arguments, style, and writing NAME.png beside NAME.json."""
+"""What the figures share: arguments, style, and writing NAME.png and NAME.pdf beside NAME.json."""
 
 import argparse
 import json
@@ -19,20 +19,11 @@ from matplotlib.figure import Figure
 
 Draw = Callable[[str, int], tuple[Figure, dict[str, Any]]]
 
-STYLE: dict[str, Any] = {
-    "figure.dpi": 150,
-    "figure.constrained_layout.use": True,
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "image.cmap": "viridis",
-}
+STYLE = Path(__file__).parent / "symgeo.mplstyle"
 
 
 def main(name: str, draw: Draw, description: str, arguments: Sequence[str] | None = None) -> Path:
-    """Parse the command line, draw, write the picture and its numbers, and return the picture's path.
+    """Parse the command line, draw, write the picture in both formats and its numbers; returns the PNG's path.
 
     ``draw(size, seed)`` returns the figure and the numbers it shows; "small" has to take seconds.
     """
@@ -42,15 +33,16 @@ def main(name: str, draw: Draw, description: str, arguments: Sequence[str] | Non
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    with plt.rc_context(STYLE):
+    with plt.style.context(STYLE):
         figure, numbers = draw(options.size, options.seed)
         options.out.mkdir(parents=True, exist_ok=True)
         picture: Path = options.out / f"{name}.png"
         figure.savefig(picture)
+        figure.savefig(picture.with_suffix(".pdf"), metadata={"CreationDate": None})
         plt.close(figure)
     record = {"figure": name, "size": options.size, "seed": options.seed, "versions": versions()} | numbers
     picture.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
-    print(f"{picture}\n{picture.with_suffix('.json')}")
+    print(*(picture.with_suffix(suffix) for suffix in (".png", ".pdf", ".json")), sep="\n")
     return picture
 
 

@@ -74,7 +74,7 @@ def draw(size: str, seed: int) -> tuple[Figure, dict[str, Any]]:
     figure, axes = plt.subplots(1, 3 if timing else 2, figsize=(11.4 if timing else 8.2, 4.6), sharey=True)
     for k, (name, row) in enumerate(rows.items()):
         steps = [every * (i + 1) for i in range(len(row["losses"]))]
-        style: dict[str, Any] = {"color": f"C{k % 10}", "linestyle": ("-", "--")[k // 10 % 2]}
+        style: dict[str, Any] = {"color": f"C{k % 8}", "linestyle": ("-", "--", ":")[k // 8 % 3]}
         low, high = ([a + sign * b for a, b in zip(row["losses"], row["errors"])] for sign in (-1, 1))
         axes[0].plot(steps, row["losses"], label=name, **style)
         axes[0].fill_between(steps, low, high, color=style["color"], alpha=0.2, linewidth=0)

@@ -145,13 +145,13 @@ START = "import os, signal, subprocess, sys, time; sys.stdin.buffer.read(9); out
 READY = f"out.write({processes.READY!r}); out.flush(); "
 BAD = {
     "killed": (START + READY + "os.kill(os.getpid(), signal.SIGKILL)",
-               r"process \d was killed by SIGKILL while it had to merge module \S+; the system may have run out of"),
-    "terminated": (START + "os.kill(os.getpid(), signal.SIGTERM)", "was killed by SIGTERM while"),
+               r"process \d was killed by SIGKILL before it had merged module \S+; the system may have run out of"),
+    "terminated": (START + "os.kill(os.getpid(), signal.SIGTERM)", "was killed by SIGTERM before"),
     "exit": ("import sys; sys.exit('no module named torch')",
-             r"ended with exit code 1 while it had to merge module \S+ \(no module named torch\); take fewer"),
-    "silent": (START + READY, "ended with exit code 0 while it had to merge module"),
+             r"ended with exit code 1 before it had merged module \S+ \(no module named torch\); take fewer"),
+    "silent": (START + READY, "ended with exit code 0 before it had merged module"),
     "garbage": (START + "print('imported'); " + READY + "out.write(bytes(99)); out.flush(); time.sleep(60)",
-                "does not answer any more while"),
+                "does not answer any more before"),
     "cut": (START + READY + f"out.write({pickle.dumps(list(range(99)))[:50]!r})", "ended with exit code 0"),
     "left open": (START + "subprocess.Popen(['sleep', '2']); os._exit(3)", "ended with exit code 3"),
     "one hangs": (START + "\ntry: os.mkdir('one/first')\nexcept OSError: sys.exit('second')\ntime.sleep(60)", "second"),

@@ -68,7 +68,7 @@ class _Worker:
             how = f"was killed by {by}" if by else f"ended with exit code {code}"
             why = "; the system may have run out of memory" if by == "SIGKILL" else ""
         if self.merged < len(self._share.batches):
-            how += f" while it had to merge {named(self._share.batches[self.merged])}"
+            how += f" before it had merged {named(self._share.batches[self.merged])}"
         words = self._last_words()
         return f"worker process {self.number} {how}{why}{words and f' ({words})'}; take fewer processes (--processes)"
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from symgeo.distributed import refuse_sharded
 from symgeo.errors import SymmetryError
 from symgeo.functional import Params
 from symgeo.models.adapters import adapter_symmetries
@@ -96,6 +97,7 @@ def find_symmetry(model: nn.Module, strict: bool = True, approximate: bool = Fal
 
 def examine(model: nn.Module, approximate: bool = False) -> Findings:
     """What :func:`find_symmetry` finds, with a list of what was recognised, refuted and not recognised."""
+    refuse_sharded(dict(model.named_parameters()), "find the symmetry before fully_shard, or on the meta device")
     layers = recognise(model)
     meta = any(p.is_meta for p in model.parameters())
     own = [f.prefix for f in layers]

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from symgeo.sharpness._vectors import combination, inner_products
+from symgeo.kernels import combination, inner_products
 
 Objective = Callable[[Tensor], tuple[float, Tensor]]  # coordinates -> value and horizontal gradient
 Draw = Callable[[], Tensor]

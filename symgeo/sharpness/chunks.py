@@ -20,7 +20,7 @@ from symgeo.distributed import Exchange, Processes, is_sharded, local, longest_f
 from symgeo.functional import Params
 from symgeo.geometry import ParameterManifold
 from symgeo.groups import GeneralLinear, Rotary
-from symgeo.sharpness._vectors import inner_products
+from symgeo.kernels import inner_products
 from symgeo.symmetry import Symmetry
 
 #: bytes of parameters in one chunk, unless a single unit has more
@@ -56,8 +56,12 @@ class Chunks:
         self.sharded = any(is_sharded(p) for p in params.values())
         units = _units(metric.symmetry, params, constants)
         self._exchange = self._owners(units) if self.sharded and team is not None else None
-        values, kept = self._held(units)
-        self._charts = [_chart(kept, {name: values[name] for name in names}, metric)
+        values = self._held()
+        symmetry = units[0].symmetry
+        if symmetry is not None:
+            paired = {name for unit in units if unit.pair for name in unit.names}
+            symmetry = symmetry.without(symmetry.tensors.keys() - paired)
+        self._charts = [_chart(symmetry, {name: values[name] for name in names}, metric)
                         for names in _grouped(units, values, size)]
         self.dtype = max((chart.dtype for chart in self._charts), key=lambda d: d.itemsize, default=torch.float32)
         self.device = local(next(iter(params.values()))).device
@@ -141,15 +145,14 @@ class Chunks:
         names = {name: owner[i] for i in owner for name in units[i].names}
         return Exchange(self.team, {name: self.params[name] for name in names}, names)
 
-    def _held(self, units: Sequence[_Unit]) -> tuple[dict[str, Tensor], Symmetry | None]:
-        """The values that this process works on, and the declaration of its pairs."""
+    def _held(self) -> dict[str, Tensor]:
+        """The values that this process works on."""
         values = {name: local(p).detach() for name, p in self.params.items()}
-        symmetry = next((unit.symmetry for unit in units if unit.symmetry is not None), None)
-        if self._exchange is not None:
-            whole = self._exchange.collect({n: self.params[n].detach() for n in self._exchange.owner}, self._dtype_of)
-            values = {name: whole.get(name, x) for name, x in values.items()
-                      if name in whole or name not in self._exchange.owner}
-        return values, symmetry
+        if self._exchange is None:
+            return values
+        whole = self._exchange.collect({n: self.params[n].detach() for n in self._exchange.owner}, self._dtype_of)
+        return {name: whole.get(name, x) for name, x in values.items()
+                if name in whole or name not in self._exchange.owner}
 
     def _gradients(self) -> dict[str, Tensor]:
         """Gradients of the mean loss of all processes, of what this process works on."""

@@ -127,6 +127,7 @@ class _Search:
     def _evaluate(self, batch: Any, backward: bool) -> float:
         """The loss, the mean of all processes."""
         team = self._chunks.team
+        torch.clear_autocast_cache()  # of parameters as they were
         for module in self._sharders:
             module.reshard()  # so that the next pass gathers the parameters as they are now
         for p in self._chunks.params.values():

@@ -7,7 +7,8 @@ import shutil
 from pathlib import Path
 
 import torch
-from _digit_domains import DOMAINS, train
+from _digit_domains import DOMAINS
+from _training import train
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file

@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import affine_grid, avg_pool2d, cross_entropy, grid_sample
+from _training import train
+from torch import Tensor
+from torch.nn.functional import affine_grid, avg_pool2d, grid_sample
 
 from symgeo.data import Digits
 from symgeo.models.tiny_vit import TinyViT
@@ -34,20 +35,6 @@ DOMAINS: dict[str, Callable[[Tensor], Tensor]] = {
     "blurred": lambda images: avg_pool2d(images[:, None], 3, 1, 1)[:, 0],
     "noisy": noisy,
 }
-
-
-def train(model: nn.Module, images: Tensor, labels: Tensor, steps: int, lr: float, seed: int) -> None:
-    """AdamW with a one-cycle rate on whatever parameters of the model require gradients."""
-    generator = torch.Generator().manual_seed(seed)
-    chosen = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(chosen, lr=lr, weight_decay=0.1, fused=True)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, steps)
-    for _ in range(steps):
-        batch = torch.randint(0, len(labels), (64,), generator=generator)
-        optimizer.zero_grad()
-        cross_entropy(model(images[batch]), labels[batch]).backward()
-        optimizer.step()
-        schedule.step()
 
 
 def pretrained(data: Digits, steps: int, seed: int) -> TinyViT:

@@ -1,25 +1,28 @@
-"""Two copies of one transformer, as flat as one likes, and what a Hessian that knows the symmetry says.
+"""
+Flatness that no gauge changes
+==============================
 
-A small vision transformer learns the digits.  Its twin has other parameters and is the same function: hidden units and
+Two copies of one transformer, as flat as one likes, and what a Hessian that knows the symmetry says. A small vision
+transformer learns the digits. Its twin has other parameters and is the same function: hidden units and
 heads in another order, and in every head a random matrix of condition number 100 between query and key, another
-between value and output.  Then, for both:
+between value and output. Then, for both:
 
-  1. the top eigenvalues and the trace of the Euclidean Hessian, which differ;
-  2. those of the invariant Hessian, the covariant one on the quotient, which do not;
-  3. how many eigenvalues of the Euclidean Hessian are near zero, and how many the symmetry explains;
-  4. the densities of both spectra, in one picture.
+1. the top eigenvalues and the trace of the Euclidean Hessian, which differ;
+2. those of the invariant Hessian, the covariant one on the quotient, which do not;
+3. how many eigenvalues of the Euclidean Hessian are near zero, and how many the symmetry explains;
+4. the densities of both spectra, in one picture.
+
+::
 
     python examples/invariant_flatness.py [--size small|full] [--out DIR]
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 from dataclasses import replace
-from pathlib import Path
 
 import torch
+from _run import options, save
 from torch.nn.functional import cross_entropy
 
 import symgeo
@@ -30,6 +33,10 @@ from symgeo.functional import Params
 from symgeo.groups import Permutation
 from symgeo.models.tiny_vit import TinyViT
 from symgeo.plots import plot_spectrum
+
+# %%
+# A model and its twin
+# --------------------
 
 
 def train(model: TinyViT, images: torch.Tensor, labels: torch.Tensor, steps: int) -> Params:
@@ -52,6 +59,11 @@ def twin(symmetry: symgeo.Symmetry, params: Params, seed: int) -> Params:
     return action.act(gauge_change(action, 100.0, generator), permuted)
 
 
+# %%
+# Both Hessians at both points
+# ----------------------------
+
+
 def row(kind: str, name: str, point: FlatPoint) -> dict[str, object]:
     """One line of the table."""
     spectrum = point.euclidean if kind == "euclidean" else point.invariant
@@ -61,12 +73,8 @@ def row(kind: str, name: str, point: FlatPoint) -> dict[str, object]:
 
 def main() -> None:
     """Trains, measures, prints and plots."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=("small", "full"), default="full")
-    parser.add_argument("--out", type=Path, default=Path("examples/out"))
-    options = parser.parse_args()
-    small = options.size == "small"
-    torch.set_num_threads(1)
+    chosen = options(__doc__)
+    small = chosen.size == "small"
     data = digits(train=60 if small else 200)
     images, labels = data.train_images.double(), data.train_labels
     sizes = {"width": 8, "heads": 2, "mlp_width": 11} if small else {"width": 16, "heads": 2, "mlp_width": 24}
@@ -90,10 +98,9 @@ def main() -> None:
     print(f"near-zero eigenvalues of the Euclidean Hessian: {start.flat} of {start.parameters}; "
           f"{start.explained} explained by the symmetry (gradient norm {start.gradient:.1e})")
 
-    options.out.mkdir(parents=True, exist_ok=True)
-    plot_spectrum(side_by_side(measured), options.out / "invariant_flatness.png")
+    plot_spectrum(side_by_side(measured), chosen.out / "invariant_flatness.png")
     record = {"rows": rows, "flat": start.flat.value, "explained": start.explained, "parameters": start.parameters}
-    (options.out / "invariant_flatness.json").write_text(json.dumps(record, indent=2) + "\n")
+    save(chosen.out, "invariant_flatness", record)
 
 
 def side_by_side(measured: dict[str, Flatness]) -> Flatness:

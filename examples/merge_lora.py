@@ -1,24 +1,27 @@
-"""Four LoRA adapters of one small transformer, merged every way, scored honestly.
+"""
+Merge LoRA adapters
+===================
 
-A vision transformer learns scikit-learn's digits. Four LoRA adapters then learn one mild shift each (turned,
-enlarged, blurred, noisy digits) and are saved as PEFT folders in OUT. Every method merges the folders; so do PEFT's
-own `linear`, `ties` and `svd`. For each merge the output scale is tuned on one half of the test images, over the same
-grid for all, and the accuracy is counted on the other half, as the mean over the four shifts. Beside it stands the
-relative change of the merged delta when every adapter is written in another gauge, (B G^-1, G A) with random G: the
-adapters are the same functions, so a merge of functions must not move. (In float32 files that is 1e-7 or so.)
+Four LoRA adapters of one small transformer, merged every way, and scored on images that tuned nothing. A vision
+transformer learns scikit-learn's digits. Four LoRA adapters then learn one mild shift each (turned, enlarged, blurred,
+noisy digits) and are saved as PEFT folders in OUT. Every method merges the folders; so do PEFT's own ``linear``,
+``ties`` and ``svd``. For each merge the output scale is tuned on one half of the test images, over the same grid for
+all, and the accuracy is counted on the other half, as the mean over the four shifts. Beside it stands the relative
+change of the merged delta when every adapter is written in another gauge, (B G^-1, G A) with random G: the adapters
+are the same functions, so a merge of functions must not move. (In float32 files that is 1e-7 or so.)
+
+::
 
     python examples/merge_lora.py [--size small|full] [--out DIR] [--init independent|shared|both] [--seeds N]
 
-"shared" starts all adapters of a model at the same A, "independent" at different ones. "lifted" is rank="sum": the
-merge may have the sum of the adapters' ranks, as `cat` does. `--geodesics` adds the two geodesic means; adapters
-trained apart are mostly too far from each other for them, and `tsvd` takes their place, which the table says.
+"shared" starts all adapters of a model at the same A, "independent" at different ones. "lifted" is ``rank="sum"``: the
+merge may have the sum of the adapters' ranks, as ``cat`` does. ``--geodesics`` adds the two geodesic means; adapters
+trained apart are mostly too far from each other for them, and ``tsvd`` takes their place, which the table says.
 """
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
 import os
 import statistics
 import tempfile
@@ -29,13 +32,12 @@ from typing import Any
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 from _adapters import Deltas, change, deltas, fine_tune, loaded, regauged
 from _digit_domains import DOMAINS, pretrained
+from _run import options, save
+from matplotlib.figure import Figure
 from peft import PeftModel
 from torch import Tensor, nn
 
@@ -64,6 +66,11 @@ SIZES = {
     "small": Size(2, 100, 30, 200, ("independent",)),
     "full": Size(5, 400, 200, 1197, ("independent", "shared")),
 }
+
+# %%
+# All merges
+# ----------
+# Folders go in, and a folder comes out that PEFT reads.
 
 
 def merged(
@@ -95,6 +102,12 @@ def accuracy(base: nn.Module, delta: Mapping[str, Tensor], scale: float, images:
     params = {name: p + scale * delta[name] if name in delta else p for name, p in base.named_parameters()}
     guesses = torch.func.functional_call(base, params, (images,)).argmax(-1)
     return float((guesses == labels).double().mean())
+
+
+# %%
+# Scores
+# ------
+# A scale is chosen on one half of the test images and the accuracy counted on the other.
 
 
 class Scorer:
@@ -145,6 +158,11 @@ def run(
     return rows
 
 
+# %%
+# Over seeds
+# ----------
+
+
 def summary(runs: Sequence[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
     """Means and standard errors over seeds, of the accuracies and of what they are above tsvd's seed by seed.
 
@@ -178,7 +196,7 @@ def show(table: Mapping[str, dict[str, Any]]) -> None:
             print(f"{'':24}{len(line['fallbacks'])} seeds fell back: {line['fallbacks'][0]}")
 
 
-def picture(tables: Mapping[str, Mapping[str, dict[str, Any]]], file: Path) -> None:
+def picture(tables: Mapping[str, Mapping[str, dict[str, Any]]]) -> Figure:
     """Accuracy with standard errors, and the change under re-gauging."""
     first = next(iter(tables.values()))
     names = sorted(first, key=lambda name: first[name]["accuracy"])
@@ -195,35 +213,31 @@ def picture(tables: Mapping[str, Mapping[str, dict[str, Any]]], file: Path) -> N
     right.set(xscale="log", xlim=(1e-9, 1e3), xlabel="change of the merge by re-gauging, relative")
     right.grid(alpha=0.3)
     left.legend(frameon=False)
-    figure.savefig(file, dpi=150)
-    plt.close(figure)
+    return figure
 
 
 def main() -> None:
     """Trains, merges, scores, prints and plots."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="full")
-    parser.add_argument("--out", type=Path, default=Path("examples/out"))
-    parser.add_argument("--init", choices=("independent", "shared", "both"), help="start of the adapters' A")
-    parser.add_argument("--seeds", type=int, help="number of repetitions")
-    parser.add_argument("--geodesics", action="store_true", help="also the geodesic means, which take long to give up")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    size = SIZES[options.size]
-    inits = {"both": ("independent", "shared"), None: size.inits}.get(options.init, (options.init,))
-    methods = METHODS + GEODESICS * options.geodesics
+    chosen = options(
+        __doc__,
+        init={"choices": ("independent", "shared", "both"), "help": "start of the adapters' A"},
+        seeds={"type": int, "help": "number of repetitions"},
+        geodesics={"action": "store_true", "help": "also the geodesic means, which take long to give up"},
+    )
+    size = SIZES[chosen.size]
+    inits = {"both": ("independent", "shared"), None: size.inits}.get(chosen.init, (chosen.init,))
+    methods = METHODS + GEODESICS * chosen.geodesics
     tables, records = {}, {}
     for init in inits:
         runs = [
-            run(size, seed, init, methods, options.out / "merge_lora" / f"{init}-{seed}")
-            for seed in range(options.seeds or size.seeds)
+            run(size, seed, init, methods, chosen.out / "merge_lora" / f"{init}-{seed}")
+            for seed in range(chosen.seeds or size.seeds)
         ]
         tables[init], records[init] = summary(runs), runs
         print(f"\nadapters with {init} A, {len(runs)} seeds: mean ± standard error")
         show(tables[init])
-    picture(tables, options.out / "merge_lora.png")
-    record = {"size": options.size, "scales": SCALES, "summary": tables, "seeds": records}
-    (options.out / "merge_lora.json").write_text(json.dumps(record, indent=2) + "\n")
+    record = {"size": chosen.size, "scales": SCALES, "summary": tables, "seeds": records}
+    save(chosen.out, "merge_lora", record, picture(tables))
 
 
 if __name__ == "__main__":

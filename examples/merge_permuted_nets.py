@@ -1,27 +1,28 @@
-"""Two networks trained apart, averaged: as they are, and modulo the symmetry of their hidden units.
+"""
+Merge networks that were trained apart
+======================================
 
-Two ReLU networks learn scikit-learn's digits from different initial values. Their hidden units have no common order
-or scale, so that their plain mean is a poor network. The symmetry is declared in a few lines; the second network is
-aligned with the first one, and the Fréchet mean is taken on the quotient. Then the second network is replaced by
-another one of its orbit (units permuted and rescaled, the same function), and everything is done again.
+Two networks, averaged as they are, and modulo the symmetry of their hidden units. Two ReLU networks learn
+scikit-learn's digits from different initial values. Their hidden units have no common order or scale, so that their
+plain mean is a poor network. The symmetry is declared in a few lines; the second network is aligned with the first
+one, and the Fréchet mean is taken on the quotient. Then the second network is replaced by another one of its orbit
+(units permuted and rescaled, the same function), and everything is done again.
+
+::
 
     python examples/merge_permuted_nets.py [--size small|full] [--out DIR]
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
+from _run import options, save
+from matplotlib.figure import Figure
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -33,7 +34,11 @@ from symgeo.merge import align, barrier, merge_models
 Params = dict[str, Tensor]
 Batch = tuple[Tensor, Tensor]
 
-# a hidden layer is a list of units h, each with one positive scale u; the next layer reads it with the dual
+# %%
+# The symmetry
+# ------------
+# A hidden layer is a list of units h, each with one positive scale u; the next layer reads it with the dual.
+
 SYMMETRY = symgeo.Symmetry(
     {
         "0.weight": "(h u) _", "0.bias": "(h u)",
@@ -86,6 +91,11 @@ class Judge:
         return float((self.logits(params).argmax(-1) == self.batch[1]).double().mean())
 
 
+# %%
+# Alignment and means
+# -------------------
+
+
 def ways(judge: Judge, a: Params, b: Params) -> dict[str, Params]:
     """The second network as it is, and aligned with the first by its weights and by activations."""
     return {
@@ -102,6 +112,11 @@ def merges(judge: Judge, a: Params, b: Params) -> dict[str, Params]:
         "Fréchet mean": merge_models([a, b], symmetry=SYMMETRY),
         "Fréchet mean, activations": merge_models([a, b], symmetry=SYMMETRY, model=judge.model, batches=judge.training),
     }
+
+
+# %%
+# Before and after the second network is moved along its orbit
+# ------------------------------------------------------------
 
 
 def run(width: int, steps: int, seed: int, points: int) -> dict[str, Any]:
@@ -153,7 +168,7 @@ def show(table: Mapping[str, Mapping[str, Mapping[str, float]]]) -> None:
                 print(f"  {name:28}{cell['mean']:10.4f} ± {cell['standard error']:.4f}")
 
 
-def picture(runs: Sequence[dict[str, Any]], file: Path) -> None:
+def picture(runs: Sequence[dict[str, Any]]) -> Figure:
     """Test loss along the straight lines; thin lines are single pairs, thick ones means."""
     figure, axes = plt.subplots(figsize=(5.4, 3.4), layout="constrained")
     for color, name in zip(("C3", "C0", "C2"), runs[0]["losses"]):
@@ -163,26 +178,19 @@ def picture(runs: Sequence[dict[str, Any]], file: Path) -> None:
         axes.plot(runs[0]["times"], curves.mean(0), color=color, linewidth=2, label=name)
     axes.set(xlabel="from network 1 to network 2", ylabel="test loss", title=f"{len(runs)} pairs trained apart")
     axes.legend(frameon=False)
-    figure.savefig(file, dpi=150)
-    plt.close(figure)
+    return figure
 
 
 def main() -> None:
     """Trains, aligns, merges, prints and plots."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=("small", "full"), default="full")
-    parser.add_argument("--out", type=Path, default=Path("examples/out"))
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    width, steps, seeds, points = {"small": (32, 100, 2, 5), "full": (128, 500, 5, 21)}[options.size]
+    chosen = options(__doc__)
+    width, steps, seeds, points = {"small": (32, 100, 2, 5), "full": (128, 500, 5, 21)}[chosen.size]
     runs = [run(width, steps, seed, points) for seed in range(seeds)]
     table = summary(runs)
     print(f"{seeds} pairs of networks with two hidden layers of {width} units: mean ± standard error")
     show(table)
-    options.out.mkdir(parents=True, exist_ok=True)
-    picture(runs, options.out / "merge_permuted_nets.png")
-    record = {"size": options.size, "width": width, "steps": steps, "summary": table, "pairs": runs}
-    (options.out / "merge_permuted_nets.json").write_text(json.dumps(record, indent=2) + "\n")
+    record = {"size": chosen.size, "width": width, "steps": steps, "summary": table, "pairs": runs}
+    save(chosen.out, "merge_permuted_nets", record, picture(runs))
 
 
 if __name__ == "__main__":

@@ -1,30 +1,30 @@
-"""One optimizer, many methods: the group decides.
+"""
+One optimizer, many methods
+===========================
 
-A small language model reads the source of Python's standard library, character by character. It is trained with
-AdamW, with torch's Muon, and with SymO under several groups: rotations of one axis of every matrix (one-sided Shampoo;
-without memory Muon), of both (Shampoo), signs (Adam), and the symmetries that the model really has: bases and order of
-its attention heads, order of its hidden units. Every method tries the same number of learning rates; embeddings, head,
-gains and biases that a group does not name are stepped by AdamW at one rate, the same for all. One seed, and times as
-they happen to be: benchmarks/optimizers.py is the careful comparison.
+The group decides. A small language model reads the source of Python's standard library, character by character. It is
+trained with AdamW, with torch's Muon, and with SymO under several groups: rotations of one axis of every matrix
+(one-sided Shampoo; without memory Muon), of both (Shampoo), signs (Adam), and the symmetries that the model really
+has: bases and order of its attention heads, order of its hidden units. Every method tries the same number of learning
+rates; embeddings, head, gains and biases that a group does not name are stepped by AdamW at one rate, the same for
+all. One seed, and times as they happen to be: benchmarks/optimizers.py is the careful comparison.
+
+::
 
     python examples/optimizer_char_lm.py [--size small|full] [--out DIR]
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
+from _run import options, save
+from matplotlib.figure import Figure
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
@@ -59,6 +59,11 @@ SETTINGS = {
     "full": Setting(64, 2, 4, 256, 64, 8, 400, 20, 64, (0.5, 1.0, 2.0)),
     "small": Setting(16, 1, 2, 32, 16, 4, 12, 3, 8, (1.0,)),
 }
+
+# %%
+# Optimizers
+# ----------
+# A function that builds the optimizers of a run: one for the matrices, and where it is another one, one for the rest.
 
 
 def matrices(model: TinyLM) -> list[nn.Parameter]:
@@ -108,6 +113,10 @@ def heads_and_units(model: TinyLM) -> Any:
     return presets.attention(model) | presets.mlp(model)
 
 
+# %%
+# Groups
+# ------
+
 # the optimizer, its middle learning rate, and for SymO what chooses the groups
 METHODS: dict[str, tuple[Build, float, Callable[[TinyLM], Any] | None]] = {}
 
@@ -127,6 +136,11 @@ add("SymO, both, power 1", 2e-3, lambda m: presets.shampoo(m, exclude=OUTSIDE), 
     graft="adam")
 add("SymO, signs (Adam)", 5e-4, lambda m: presets.adam(m, exclude=OUTSIDE))
 add("SymO, heads and hidden units", 1e-3, heads_and_units, update_every=10, compact=True)
+
+
+# %%
+# Training
+# --------
 
 
 def loss(model: TinyLM, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
@@ -183,7 +197,7 @@ def best(name: str, setting: Setting, text: Text) -> dict[str, Any]:
     return row
 
 
-def picture(rows: list[dict[str, Any]], setting: Setting, file: Path) -> None:
+def picture(rows: list[dict[str, Any]], setting: Setting) -> Figure:
     """Validation loss against steps and against time."""
     figure, (steps, seconds) = plt.subplots(1, 2, figsize=(9.6, 4.4), sharey=True, layout="constrained")
     for k, row in enumerate(rows):
@@ -193,18 +207,13 @@ def picture(rows: list[dict[str, Any]], setting: Setting, file: Path) -> None:
     steps.set(xlabel="steps", ylabel="validation loss, nats per character")
     seconds.set(xlabel="seconds of training, one thread", xscale="log")
     figure.legend(*steps.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
-    figure.savefig(file, dpi=150)
-    plt.close(figure)
+    return figure
 
 
 def main() -> None:
     """Trains, prints and plots."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=tuple(SETTINGS), default="full")
-    parser.add_argument("--out", type=Path, default=Path("examples/out"))
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    setting, text = SETTINGS[options.size], python_source()
+    chosen = options(__doc__)
+    setting, text = SETTINGS[chosen.size], python_source()
     print(f"{sum(p.numel() for p in network(setting).parameters())} parameters, {setting.steps} steps, one seed")
     print(f"{'':38}{'rate':>9}{'loss':>9}{'ms/step':>9}", flush=True)
     rows = []
@@ -213,10 +222,8 @@ def main() -> None:
         rows.append(row)
         pace = 1e3 * row["seconds"][-1] / setting.steps
         print(f"{name:38}{row['lr']:9.2g}{row['losses'][-1]:9.4f}{pace:9.1f}", flush=True)
-    options.out.mkdir(parents=True, exist_ok=True)
-    picture(rows, setting, options.out / "optimizer_char_lm.png")
-    record = {"size": options.size, "steps": setting.steps, "every": setting.every, "runs": rows}
-    (options.out / "optimizer_char_lm.json").write_text(json.dumps(record, indent=2) + "\n")
+    record = {"size": chosen.size, "steps": setting.steps, "every": setting.every, "runs": rows}
+    save(chosen.out, "optimizer_char_lm", record, picture(rows, setting))
 
 
 if __name__ == "__main__":

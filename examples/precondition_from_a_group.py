@@ -1,25 +1,25 @@
-"""Declare a group, get a curvature from one gradient and a preconditioned step.
+"""
+A preconditioner from a group
+=============================
 
-The hidden units of a small tanh network can be exchanged, and each can change sign: signed permutations. From that
-declaration and one gradient come an estimate of the Hessian, in blocks whose size does not grow with the network, and
-the step of its inverse. Both are compared with the dense Hessian that autograd computes, and with other groups: one
-line of the declaration changes the method.
+Declare a group, get a curvature from one gradient and a preconditioned step. The hidden units of a small
+tanh network can be exchanged, and each can change sign: signed permutations. From that declaration and one gradient
+come an estimate of the Hessian, in blocks whose size does not grow with the network, and the step of its inverse. Both
+are compared with the dense Hessian that autograd computes, and with other groups: one line of the declaration changes
+the method.
+
+::
 
     python examples/precondition_from_a_group.py [--size small|full] [--out DIR]
 """
 
 from __future__ import annotations
 
-import argparse
-import json
-from pathlib import Path
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 import torch
+from _matrices import cosine, dense_hessian, flat, side_by_side, unflat
+from _run import options, save
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
@@ -29,6 +29,11 @@ from symgeo.groups import Orthogonal, Permutation, SignFlip
 from symgeo.preconditioner import describe
 
 Params = dict[str, Tensor]
+
+# %%
+# Groups
+# ------
+# The symmetry of the network, and two groups that are none of it and give other methods.
 
 TENSORS = {"0.weight": "(h s) _", "0.bias": "(h s)", "2.weight": "_ (h s)", "2.bias": "_"}
 UNITS = symgeo.Symmetry(TENSORS, {"h": Permutation(), "s": SignFlip(per="h")}, {"s": 1})
@@ -44,10 +49,10 @@ GROUPS = {
     ),
 }
 
-
-def flat(params: Params) -> Tensor:
-    """All entries in one vector."""
-    return torch.cat([p.flatten() for p in params.values()])
+# %%
+# The comparison
+# --------------
+# Each estimate against the dense Hessian, and the loss after the best step along its direction.
 
 
 def trained(width: int, steps: int) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
@@ -64,18 +69,6 @@ def trained(width: int, steps: int) -> tuple[nn.Module, tuple[Tensor, Tensor]]:
     return model, batch
 
 
-def dense_hessian(loss: Any, params: Params, batch: Any) -> Tensor:
-    """By autograd, in flat order."""
-    sizes = [p.numel() for p in params.values()]
-
-    def of_vector(x: Tensor) -> Tensor:
-        parts = zip(params.items(), x.split(sizes))
-        return loss({name: piece.reshape(p.shape) for (name, p), piece in parts}, batch)
-
-    hessian: Tensor = torch.func.hessian(of_vector)(flat(params))
-    return hessian
-
-
 def line_search(loss: Any, params: Params, step: Params, batch: Any) -> float:
     """The lowest loss along a step, over twelve lengths."""
     lengths = [2.0**-k for k in range(12)]
@@ -84,12 +77,8 @@ def line_search(loss: Any, params: Params, step: Params, batch: Any) -> float:
 
 def main() -> None:
     """Estimates, compares, prints and plots."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=("small", "full"), default="full")
-    parser.add_argument("--out", type=Path, default=Path("examples/out"))
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    model, batch = trained(*{"small": (7, 20), "full": (16, 200)}[options.size])
+    chosen = options(__doc__)
+    model, batch = trained(*{"small": (7, 20), "full": (16, 200)}[chosen.size])
 
     loss = symgeo.functional_loss(model, mse_loss)
     params = {name: p.detach() for name, p in model.named_parameters()}
@@ -103,7 +92,7 @@ def main() -> None:
     for row in rows:
         print(f"{row['group']:36}{row['numbers kept']:13}{row['cosine to the Hessian']:13.3f}"
               f"{row['loss after a step']:16.4f}")
-    save(rows, pictures, options.out)
+    save(chosen.out, "precondition_from_a_group", rows, side_by_side(pictures))
 
 
 def compare(
@@ -119,8 +108,7 @@ def compare(
                      "loss after a step": line_search(loss, params, step, batch)})
     identity = torch.eye(len(hessian), dtype=hessian.dtype)
     damped = absolute(hessian) + 1e-2 * hessian.abs().max() * identity
-    newton = torch.linalg.solve(damped, flat(grads)).split([p.numel() for p in params.values()])
-    step = {name: piece.reshape(p.shape) for (name, p), piece in zip(params.items(), newton)}
+    step = unflat(torch.linalg.solve(damped, flat(grads)), params)
     rows.append({"group": "none: |Hessian|, damped", "numbers kept": len(hessian) ** 2,
                  "cosine to the Hessian": cosine(damped, hessian),
                  "loss after a step": line_search(loss, params, step, batch)})
@@ -130,27 +118,10 @@ def compare(
     return rows, pictures
 
 
-def cosine(a: Tensor, b: Tensor) -> float:
-    """Of the angle between two matrices."""
-    return float((a * b).sum() / a.norm() / b.norm())
-
-
 def absolute(hessian: Tensor) -> Tensor:
     """|H|"""
     values, vectors = torch.linalg.eigh(hessian)
     return (vectors * values.abs()) @ vectors.T
-
-
-def save(rows: list[dict[str, Any]], pictures: dict[str, Tensor], folder: Path) -> None:
-    """The matrices side by side, each in units of its largest entry, and the table."""
-    folder.mkdir(parents=True, exist_ok=True)
-    figure, axes = plt.subplots(1, len(pictures), figsize=(3 * len(pictures), 3.3), layout="constrained")
-    for ax, (name, matrix) in zip(axes, pictures.items()):
-        ax.imshow(matrix / matrix.abs().max(), cmap="RdBu", vmin=-1, vmax=1)
-        ax.set_title(name, fontsize=8)
-        ax.set_axis_off()
-    figure.savefig(folder / "precondition_from_a_group.png", dpi=150)
-    (folder / "precondition_from_a_group.json").write_text(json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -173,7 +173,8 @@ def test_other_figures_are_those_measured() -> None:
         "hessians": [f"{r['invariant inv / plain']:.2f} and {r['invariant mix / plain']:.2f}" for r in hessian_ratios]
         + [f"{peak['plain']:.0f}, {peak['invariant inv']:.0f}, {peak['curvlinops']:.0f}"],
         "comparison": [f"{peak['curvlinops']:.0f} MiB", f"{peak['plain']:.0f} MiB plain",
-                       f"{steps['heavyball_soap']:.1f}", f"{steps['symo_shampoo']:.1f} (`shampoo`",
+                       f"{steps['heavyball_soap']:.1f} (SOAP)",
+                       f"{steps['symo_shampoo']:.1f} (two-sided Shampoo with graft), {steps['symo_muon']:.1f} (Muon)",
                        f"{hessian_ratios[0]['plain / curvlinops']:.2f} plain"],
     }
     for page, figures in expected.items():

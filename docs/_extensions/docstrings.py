@@ -35,7 +35,7 @@ def render(lines: Sequence[str]) -> list[str]:
     """
     result: list[str] = []
     listed = False
-    for block in _blocks(lines):
+    for number, block in enumerate(_blocks(lines)):
         if len(block) > 1 and block[0] in HEADINGS and set(block[1]) == {"-"}:
             result += [f"**{block[0]}**", ""]
             listed, block = True, block[2:]
@@ -45,13 +45,13 @@ def render(lines: Sequence[str]) -> list[str]:
         if block[0] in WORDS and len(block) > 1:
             result += [f"**{WORDS[block[0]]}**", "", *_definitions([line[4:] for line in block[1:]])]
         else:
-            result += _rendered(block, listed)
+            result += _rendered(block, listed, number > 0)
         listed = False
     return result
 
 
-def _rendered(block: list[str], listed: bool) -> list[str]:
-    """One block: doctest, table, equation, list or prose."""
+def _rendered(block: list[str], listed: bool, later: bool) -> list[str]:
+    """One block: doctest, table, equation, list or prose; the first one of a docstring is no list of names."""
     if block[0].startswith(">>>") or block[0].startswith("=="):
         return [*block, ""]
     if all(line.startswith("    ") for line in block):
@@ -59,7 +59,7 @@ def _rendered(block: list[str], listed: bool) -> list[str]:
     if BULLET.match(block[0]):
         return [*(_prose(line) for line in block), ""]
     start = next((i for i, line in enumerate(block) if SPACED.match(line)), None)
-    if (listed and ENTRY.match(block[0])) or LOWER.match(block[0]):
+    if (listed and ENTRY.match(block[0])) or (later and LOWER.match(block[0])):
         return _definitions(block)
     if start is not None:
         before = [*_text(block[:start])] if start else []
@@ -150,6 +150,11 @@ def plain(
     return clean[0], clean[1]
 
 
+def skip(app: Sphinx, what: str, name: str, obj: object, hidden: bool, options: Any) -> bool | None:
+    """The fields of named tuples are described in the docstring of the class."""
+    return True if (getattr(obj, "__doc__", None) or "").startswith("Alias for field number") else None
+
+
 def resolve(app: Sphinx, env: Any, node: Any, contnode: nodes.Element) -> nodes.Element | None:
     """A name without its module, or with the one where it is defined: found where the reference has it."""
     if node.get("refdomain") != "py":
@@ -174,5 +179,6 @@ def _member(domain: Any, name: str) -> bool:
 def setup(app: Sphinx) -> dict[str, bool]:
     app.connect("autodoc-process-docstring", process)
     app.connect("autodoc-process-signature", plain)
+    app.connect("autodoc-skip-member", skip)
     app.connect("missing-reference", resolve)
     return {"parallel_read_safe": True}

@@ -1,77 +1,51 @@
-"""Five kernels in three backends: the definition in float64, batched torch, and Triton where it can run.
+"""Kernels in three backends: the definition in float64, batched torch, and Triton where it can run.
 
-=============  ==========================================================  ==================================
-name           what                                                        shapes
-=============  ==========================================================  ==================================
-``gram``       ``x x^T``, of rows less their means if asked                ``(..., f, n) -> (..., f, f)``
-``power``      ``(t + damping max(s))^p`` on the range                     ``(..., n, n) -> (..., n, n)``
-``polar``      ``x (x^T x)^(-1/2)``                                        ``(..., m, n) -> (..., m, n)``
-``pair_sums``  ten sums invariant under permutations                       ``(..., n, n) -> (..., 10)``
-``affine``     ``a y + b rowmean + c colmean + d mean``                    ``(..., m, n) -> (..., m, n)``
-=============  ==========================================================  ==================================
+===================  =========================================================  ==================================
+name                 what                                                       shapes
+===================  =========================================================  ==================================
+``gram``             ``x x^T``, of rows less their means if asked               ``(..., f, n) -> (..., f, f)``
+``power``            ``(t + damping max(s))^p`` on the range                    ``(..., n, n) -> (..., n, n)``
+``polar``            ``x (x^T x)^(-1/2)``                                       ``(..., m, n) -> (..., m, n)``
+``pair_sums``        ten sums invariant under permutations                      ``(..., n, n) -> (..., 10)``
+``affine``           ``a y + b rowmean + c colmean + d mean``                   ``(..., m, n) -> (..., m, n)``
+``ema_gram``         ``t <- beta t + (1 - beta) scale x x^T``                   ``t (..., f, f)``, ``x (..., f, n)``
+``apply_update``     ``w <- (1 - lr decay) w - lr p x``                         ``w, x (..., f, n)``
+``inner_products``   all pairs of up to four vectors, in float64                ``k`` times ``(n,) -> (k, k)``
+``combination``      ``sum_i c_i u_i`` of up to four vectors                    ``k`` times ``(n,) -> (n,)``
+``exponential_map``  ``w exp(z)``                                               any, the same for both
+===================  =========================================================  ==================================
 
-Any strides and leading batch dimensions, none and empty ones too; dtype and device are kept, inputs unchanged,
-half precision is summed in float32.  The functions here choose a backend by device, size and dtype; ``backend=``
-or :func:`get` choose it by name.  :func:`ema_gram` and :func:`apply_update` work in place.
+Any strides and leading batch dimensions, none and empty ones too; dtype and device are kept, inputs unchanged (but
+for the two updates in place), half precision is summed in float32.  The functions here choose a backend by device,
+size and dtype; ``backend=`` or :func:`get` choose it by name.
 
 Triton takes over on a GPU, for tensors without gradient that are not float64, where it saves memory traffic or
-launches: always for ``pair_sums`` and ``affine``, up to 32 centred rows for ``gram``, up to 64 x 64 for ``polar``
-and the powers -1, -1/2, -1/4, 1/4, 1/2.
+launches: always for ``pair_sums``, ``affine`` and the passes over vectors; for products (``gram``, ``ema_gram``,
+``apply_update``) of half precision with 128 or more rows, and for ``gram`` of up to 32 centred rows; up to 64 x 64 for
+``polar`` and the powers -1, -1/2, -1/4, 1/4, 1/2.  These limits are not measured yet; ``benchmarks/kernels.py`` does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from importlib import import_module
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from symgeo.kernels import batched
 from symgeo.kernels.batched import NEWTON_POWERS
-from symgeo.kernels.inputs import LARGEST_PROGRAM, check_matrices, interpreting
-from symgeo.kernels.update import apply_update, ema_gram
+from symgeo.kernels.dispatch import available, choose, get, names
+from symgeo.kernels.inputs import (
+    LARGEST_PROGRAM,
+    check_average,
+    check_coefficients,
+    check_map,
+    check_matrices,
+    check_update,
+    check_vectors,
+)
 
-_NAMES = ("gram", "power", "polar", "pair_sums", "affine")
-_BACKENDS = ("reference", "batched", "triton")
-
-
-def names() -> tuple[str, ...]:
-    """The kernels that every backend has.
-
-    >>> names()
-    ('gram', 'power', 'polar', 'pair_sums', 'affine')
-    """
-    return _NAMES
-
-
-def available(backend: str) -> bool:
-    """Whether a backend can run here.
-
-    Triton can where it is installed and there is a GPU, or ``TRITON_INTERPRET=1`` is set.
-
-    >>> available("reference"), available("batched"), available("abacus")
-    (True, True, False)
-    """
-    return _obstacle(backend) is None
-
-
-def get(name: str, backend: str | None = None) -> Callable[..., Tensor]:
-    """One kernel of one backend, or with ``None`` the function of this module that chooses by itself.
-
-    Raises ``ValueError`` for a name or backend that does not exist, and for a backend that cannot run here.
-
-    >>> get("gram", "reference")(torch.tensor([[3.0, 4.0]]))
-    tensor([[25.]])
-    """
-    if name not in _NAMES:
-        raise ValueError(f"name: needed one of {', '.join(_NAMES)}, found {name!r}")
-    if backend is None:
-        return globals()[name]
-    obstacle = _obstacle(backend)
-    if obstacle is not None:
-        raise ValueError(f"backend: {obstacle}")
-    return getattr(import_module(f"symgeo.kernels.{backend}"), name)
+#: rows from which on products of half precision go to Triton
+TILED_ROWS = 128
 
 
 def gram(x: Tensor, center: bool = False, *, backend: str | None = None) -> Tensor:
@@ -82,7 +56,8 @@ def gram(x: Tensor, center: bool = False, *, backend: str | None = None) -> Tens
             [2., 2.]])
     """
     check_matrices("x", x)
-    return get("gram", backend or _choose(x, center and x.shape[-2] <= 32))(x, center)
+    rows = x.shape[-2]
+    return get("gram", backend or choose((center and rows <= 32) or _tiled(rows, x), x))(x, center)
 
 
 def power(t: Tensor, p: float, damping: float = 0.0, *, backend: str | None = None) -> Tensor:
@@ -97,7 +72,7 @@ def power(t: Tensor, p: float, damping: float = 0.0, *, backend: str | None = No
     """
     check_matrices("t", t, square=True)
     small = t.shape[-1] <= LARGEST_PROGRAM and p in NEWTON_POWERS
-    return get("power", backend or _choose(t, small))(t, p, damping)
+    return get("power", backend or choose(small, t))(t, p, damping)
 
 
 def polar(x: Tensor, *, backend: str | None = None) -> Tensor:
@@ -111,7 +86,7 @@ def polar(x: Tensor, *, backend: str | None = None) -> Tensor:
             [0.8000]])
     """
     check_matrices("x", x)
-    return get("polar", backend or _choose(x, max(x.shape[-2:]) <= LARGEST_PROGRAM))(x)
+    return get("polar", backend or choose(max(x.shape[-2:]) <= LARGEST_PROGRAM, x))(x)
 
 
 def pair_sums(y: Tensor, *, backend: str | None = None) -> Tensor:
@@ -124,7 +99,7 @@ def pair_sums(y: Tensor, *, backend: str | None = None) -> Tensor:
     [2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0]
     """
     check_matrices("y", y, square=True)
-    return get("pair_sums", backend or _choose(y, True))(y)
+    return get("pair_sums", backend or choose(True, y))(y)
 
 
 def affine(
@@ -139,57 +114,87 @@ def affine(
             [0., 0.]])
     """
     check_matrices("y", y)
-    return get("affine", backend or _choose(y, True))(y, a, b, c, d)
+    return get("affine", backend or choose(True, y))(y, a, b, c, d)
 
 
-def inner_products(vectors: Sequence[Tensor]) -> Tensor:
+def ema_gram(
+    t: Tensor, x: Tensor, beta: float, scale: float = 1.0, center: bool = False, *, backend: str | None = None
+) -> Tensor:
+    """``t <- beta t + (1 - beta) scale x x^T`` in place, ``t (..., f, f)``, ``x (..., f, n)``; returns ``t``.
+
+    The product is added while it is formed.  ``t`` is symmetric, of which its upper triangle may be taken for
+    granted, and stays so to the last bit; ``center`` subtracts the row means of ``x`` first.  Raises ``ValueError``
+    when ``t`` is kept in half precision, in which an average of Gram matrices loses its definiteness, or does not
+    fit ``x``.
+
+    >>> t = torch.eye(2)
+    >>> ema_gram(t, torch.tensor([[2.0], [4.0]]), beta=0.5)
+    tensor([[2.5000, 4.0000],
+            [4.0000, 8.5000]])
+    """
+    check_average(t, x)
+    return get("ema_gram", backend or choose(_tiled(x.shape[-2], x), t, x))(t, x, beta, scale, center)
+
+
+def apply_update(
+    w: Tensor, p: Tensor, x: Tensor, lr: float, decay: float = 0.0, *, backend: str | None = None
+) -> Tensor:
+    """``w <- (1 - lr decay) w - lr p x`` in place, ``w, x (..., f, n)``, ``p (..., f, f)``; returns ``w``.
+
+    The product is formed in float32 if ``w`` is of half precision.  Raises ``ValueError`` if shapes do not fit.
+
+    >>> apply_update(torch.ones(1, 2), torch.tensor([[2.0]]), torch.tensor([[1.0, 3.0]]), lr=0.5)
+    tensor([[ 0., -2.]])
+    """
+    check_update(w, p, x)
+    worthwhile = _tiled(min(w.shape[-2:]), x) and p.dtype == x.dtype
+    return get("apply_update", backend or choose(worthwhile, w, p, x))(w, p, x, lr, decay)
+
+
+def inner_products(vectors: Sequence[Tensor], *, backend: str | None = None) -> Tensor:
     """``G_ij = sum_k u_ik u_jk`` of one to four vectors ``(n,)``: a float64 tensor ``(k, k)`` on their device.
 
-    One read; sums of blocks in the accumulation type are added in float64, in a fixed order.
+    One read; sums of blocks in the accumulation type are added in float64, in a fixed order.  Nothing waits for the
+    device.  Raises ``ValueError`` for more vectors, and for lengths or devices that differ.
 
     >>> inner_products([torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])]).tolist()
     [[5.0, 11.0], [11.0, 25.0]]
     """
-    return batched.inner_products(vectors)
+    check_vectors(vectors)
+    return get("inner_products", backend or choose(True, *vectors))(vectors)
 
 
-def combination(vectors: Sequence[Tensor], coefficients: Tensor) -> Tensor:
+def combination(vectors: Sequence[Tensor], coefficients: Tensor, *, backend: str | None = None) -> Tensor:
     """``sum_i c_i u_i`` of one to four vectors ``(n,)``, with coefficients ``(k,)`` on their device.
+
+    In the widest type of the vectors, summed in float32 at least.  Nothing waits for the device.  Raises
+    ``ValueError`` as :func:`inner_products`, and for coefficients that do not fit the vectors.
 
     >>> combination([torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])], torch.tensor([2.0, -1.0]))
     tensor([-1.,  0.])
     """
-    return batched.combination(vectors, coefficients)
+    check_vectors(vectors)
+    check_coefficients(vectors, coefficients)
+    return get("combination", backend or choose(True, *vectors))(vectors, coefficients)
 
 
-def exponential_map(w: Tensor, z: Tensor, out: Tensor | None = None) -> Tensor:
-    """``w exp(z)`` of tensors of one shape, in the type of ``w``; into ``out``, which may be ``w`` or ``z``, if given.
+def exponential_map(w: Tensor, z: Tensor, out: Tensor | None = None, *, backend: str | None = None) -> Tensor:
+    """``w exp(z)`` of tensors of one shape, in the type of ``w``: the geodesics of :class:`manifolds.Elementwise`.
+
+    The result goes into ``out``, which may be ``w`` or ``z``, if given.  Raises ``ValueError`` for shapes or devices
+    that differ.
 
     >>> exponential_map(torch.tensor([1.0, -2.0]), torch.tensor([0.0, 1.0]))
     tensor([ 1.0000, -5.4366])
     """
-    return batched.exponential_map(w, z, out)
+    check_map(w, z, out)
+    tensors = (w, z) if out is None else (w, z, out)
+    return get("exponential_map", backend or choose(True, *tensors))(w, z, out)
 
 
-def _choose(x: Tensor, worthwhile: bool) -> str:
-    """Triton where it pays and can run, batched torch otherwise."""
-    eager = x.is_cuda and x.dtype != torch.float64 and not (x.requires_grad and torch.is_grad_enabled())
-    return "triton" if worthwhile and eager and available("triton") else "batched"
-
-
-def _obstacle(backend: str) -> str | None:
-    """Why a backend cannot run here, or None."""
-    if backend not in _BACKENDS:
-        return f"needed one of {', '.join(_BACKENDS)}, found {backend!r}"
-    if backend != "triton":
-        return None
-    if not (torch.cuda.is_available() or interpreting()):
-        return "'triton' needs a GPU, or TRITON_INTERPRET=1 set before it is imported, found neither; use 'batched'"
-    try:
-        import_module("triton")
-    except ImportError as error:
-        return f"'triton' cannot be imported ({error}); pip install triton, or use 'batched'"
-    return None
+def _tiled(rows: int, x: Tensor) -> bool:
+    """Whether a product is large and of half precision, which torch would widen in memory first."""
+    return x.dtype in (torch.float16, torch.bfloat16) and rows >= TILED_ROWS
 
 
 __all__ = [

@@ -26,6 +26,44 @@ def check_matrices(name: str, x: Tensor, square: bool = False) -> None:
         raise ValueError(f"{name}: needed a real floating tensor, found {x.dtype}")
 
 
+def check_average(t: Tensor, x: Tensor) -> None:
+    """Raises ``ValueError`` unless ``t`` can average Gram matrices of ``x``."""
+    check_matrices("x", x)
+    check_matrices("t", t, square=True)
+    if t.dtype != accumulation_type(t.dtype):
+        raise ValueError(f"t: an average of Gram matrices needs float32 or float64, found {t.dtype}")
+    wanted = (*x.shape[:-1], x.shape[-2])
+    if tuple(t.shape) != wanted:
+        raise ValueError(f"t: x of shape {tuple(x.shape)} needs t of shape {wanted}, found {tuple(t.shape)}")
+    check_written("t", t)
+
+
+def check_update(w: Tensor, p: Tensor, x: Tensor) -> None:
+    """Raises ``ValueError`` unless ``p x`` can be added to ``w``."""
+    check_matrices("w", w)
+    wanted = (*w.shape[:-1], w.shape[-2])
+    if tuple(x.shape) != tuple(w.shape) or tuple(p.shape) != wanted:
+        raise ValueError(
+            f"p, x: w of shape {tuple(w.shape)} needs p of shape {wanted} and x like w, "
+            f"found {tuple(p.shape)} and {tuple(x.shape)}"
+        )
+    check_matrices("p", p)
+    check_matrices("x", x)
+    check_written("w", w)
+
+
+def check_written(name: str, x: Tensor) -> None:
+    """Raises ``ValueError`` where several entries of ``x`` share one place in memory, as those of ``expand`` do."""
+    if any(step == 0 and size > 1 for step, size in zip(x.stride(), x.shape)):
+        raise ValueError(f"{name}: needed one place in memory for each entry, found strides {x.stride()}; clone it")
+
+
+def same_memory(written: Tensor, *others: Tensor) -> bool:
+    """Whether one of the others may lie where ``written`` does."""
+    place = written.untyped_storage().data_ptr()
+    return any(x.untyped_storage().data_ptr() == place for x in others)
+
+
 def check_power(p: float, damping: float) -> None:
     """Raises ``ValueError`` unless ``p`` is finite and ``damping`` is finite and not negative."""
     if not math.isfinite(p):

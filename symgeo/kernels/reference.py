@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from manifolds import linalg
-from symgeo.kernels.inputs import check_finite, check_matrices, check_power, cutoff
+from symgeo.kernels.inputs import (
+    check_average,
+    check_coefficients,
+    check_finite,
+    check_map,
+    check_matrices,
+    check_power,
+    check_update,
+    check_vectors,
+    cutoff,
+    widest,
+)
 
 
 def gram(x: Tensor, center: bool = False) -> Tensor:
@@ -95,3 +108,57 @@ def affine(y: Tensor, a: float | Tensor, b: float | Tensor, c: float | Tensor, d
     a, b, c, d = (torch.as_tensor(k, dtype=wide.dtype, device=y.device)[..., None, None] for k in (a, b, c, d))
     rows, columns, total = wide.mean(-1, keepdim=True), wide.mean(-2, keepdim=True), wide.mean((-2, -1), keepdim=True)
     return (a * wide + b * rows + c * columns + d * total).to(y.dtype)
+
+
+def ema_gram(t: Tensor, x: Tensor, beta: float, scale: float = 1.0, center: bool = False) -> Tensor:
+    """``t <- beta t + (1 - beta) scale x x^T`` in place.
+
+    >>> ema_gram(torch.eye(1), torch.tensor([[2.0]]), beta=0.5)
+    tensor([[2.5000]])
+    """
+    check_average(t, x)
+    return t.copy_(beta * linalg.widen(t) + (1.0 - beta) * scale * gram(linalg.widen(x), center))
+
+
+def apply_update(w: Tensor, p: Tensor, x: Tensor, lr: float, decay: float = 0.0) -> Tensor:
+    """``w <- (1 - lr decay) w - lr p x`` in place.
+
+    >>> apply_update(torch.ones(1, 2), torch.tensor([[2.0]]), torch.tensor([[1.0, 3.0]]), lr=0.5)
+    tensor([[ 0., -2.]])
+    """
+    check_update(w, p, x)
+    return w.copy_((1.0 - lr * decay) * linalg.widen(w) - lr * linalg.widen(p) @ linalg.widen(x))
+
+
+def inner_products(vectors: Sequence[Tensor]) -> Tensor:
+    """``G_ij = sum_k u_ik u_jk``, ``(k, k)`` in float64.
+
+    >>> inner_products([torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])]).tolist()
+    [[5.0, 11.0], [11.0, 25.0]]
+    """
+    check_vectors(vectors)
+    rows = [[(linalg.widen(u) * linalg.widen(v)).sum() for v in vectors] for u in vectors]
+    return torch.stack([torch.stack(row) for row in rows])
+
+
+def combination(vectors: Sequence[Tensor], coefficients: Tensor) -> Tensor:
+    """``sum_i c_i u_i``.
+
+    >>> combination([torch.tensor([1.0, 2.0]), torch.tensor([3.0, 4.0])], torch.tensor([2.0, -1.0]))
+    tensor([-1.,  0.])
+    """
+    check_vectors(vectors)
+    check_coefficients(vectors, coefficients)
+    terms = [c * linalg.widen(u) for c, u in zip(linalg.widen(coefficients), vectors)]
+    return torch.stack(terms).sum(0).to(widest(vectors))
+
+
+def exponential_map(w: Tensor, z: Tensor, out: Tensor | None = None) -> Tensor:
+    """``w exp(z)``.
+
+    >>> exponential_map(torch.tensor([1.0, -2.0]), torch.tensor([0.0, 1.0]))
+    tensor([ 1.0000, -5.4366])
+    """
+    check_map(w, z, out)
+    result = (linalg.widen(w) * linalg.widen(z).exp()).to(w.dtype)
+    return result if out is None else out.copy_(result)

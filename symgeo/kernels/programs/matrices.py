@@ -1,74 +1,14 @@
-"""The Triton programs: what one program instance computes.  Tiles are masked, offsets are 64-bit, order is fixed.
-
-Every load is widened to ``ACC`` (float32 or float64) before any arithmetic, and every product is exact in it
-(no TF32): half precision is summed in float32, and results do not depend on which instance ran first.
-"""
+"""Triton programs of whole matrices: powers and polar factors of small ones, sums and affine maps by tiles."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from symgeo.kernels.programs.tiles import jit, load_tile, product
 
 try:
-    import triton
     import triton.language as tl
     from triton.language import constexpr, tensor
-except ImportError:  # the module still has to be read, by documentation and by tests; nothing can be launched
-
-    def jit(program: Callable[..., Any]) -> Any:
-        """The program as it is."""
-        return program
-else:
-    jit = triton.jit
-
-
-@jit
-def load_tile(
-    x: tensor, stride_row: tensor, stride_column: tensor, rows: tensor, columns: tensor, m: tensor, n: tensor,
-    ACC: constexpr,
-) -> tensor:  # fmt: skip
-    """The entries at ``rows`` x ``columns`` of the ``(m, n)`` matrix at ``x``, 0 outside it."""
-    inside = (rows[:, None] < m) & (columns[None, :] < n)
-    return tl.load(x + rows[:, None] * stride_row + columns[None, :] * stride_column, mask=inside, other=0.0).to(ACC)
-
-
-@jit
-def product(a: tensor, b: tensor, ACC: constexpr) -> tensor:
-    """``a @ b`` with the accumulator in ``ACC``: the default one is float32, and wrong for float64."""
-    zero = tl.zeros((a.shape[0], b.shape[1]), dtype=ACC)
-    return tl.dot(a, b, zero, input_precision="ieee", out_dtype=ACC)
-
-
-@jit
-def gram_program(
-    x: tensor, mean: tensor, out: tensor, stride_b: tensor, stride_f: tensor, stride_n: tensor, batch: tensor,
-    f: tensor, n: tensor, chunk: tensor, CENTER: constexpr, ACC: constexpr, BLOCK: constexpr, STEP: constexpr,
-) -> None:  # fmt: skip
-    """Tile ``(i, j)``, ``i <= j``, of ``x x^T`` over one chunk of the columns, and its mirror image ``(j, i)``."""
-    b, tile, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
-    tiles = tl.cdiv(f, BLOCK)
-    i, j = tile // tiles, tile % tiles
-    if i <= j:
-        rows = (i * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
-        columns = (j * BLOCK + tl.arange(0, BLOCK)).to(tl.int64)
-        start = x + b * stride_b
-        total = tl.zeros((BLOCK, BLOCK), dtype=ACC)
-        end = tl.minimum((split + 1) * chunk, n)
-        for first in range(split * chunk, end, STEP):
-            k = (first + tl.arange(0, STEP)).to(tl.int64)
-            left = load_tile(start, stride_f, stride_n, rows, k, f, end, ACC)
-            right = load_tile(start, stride_f, stride_n, columns, k, f, end, ACC)
-            if CENTER:
-                inside = k[None, :] < end
-                left -= tl.where(inside, tl.load(mean + b * f + rows, mask=rows < f, other=0.0)[:, None], 0.0)
-                right -= tl.where(inside, tl.load(mean + b * f + columns, mask=columns < f, other=0.0)[:, None], 0.0)
-            total += product(left, tl.trans(right), ACC)
-        if i == j:  # a tensor core need not sum (r, c) and (c, r) in one order
-            total = tl.where(rows[:, None] <= columns[None, :], total, tl.trans(total))
-        inside = (rows[:, None] < f) & (columns[None, :] < f)
-        matrix = out + (split * batch + b) * f * f
-        tl.store(matrix + rows[:, None] * f + columns[None, :], total, mask=inside)
-        tl.store(matrix + columns[None, :] * f + rows[:, None], total, mask=inside)
+except ImportError:
+    pass
 
 
 @jit

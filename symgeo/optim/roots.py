@@ -78,7 +78,7 @@ def matmul_powers(blocks: Sequence[Block], exponent: float, damping: float) -> l
     result: list[Block] = []
     for block in blocks:
         if isinstance(block, DenseBlock):
-            result.append(DenseBlock(_newton(widen(block.matrix), exponent, shift)))
+            result.append(DenseBlock(_newton(widen(block.matrix), exponent, shift, damping / (1 + damping))))
         else:
             spectrum = block.spectrum()
             rule = damped_power(-exponent, damping, largest)
@@ -94,9 +94,10 @@ def _largest(block: Block) -> Tensor:
     return block.spectrum().largest
 
 
-def _newton(t: Tensor, exponent: float, shift: Tensor) -> Tensor:
+def _newton(t: Tensor, exponent: float, shift: Tensor, least: float) -> Tensor:
+    """(t + shift)^-exponent, all of whose eigenvalues are at least the fraction `least` of its largest."""
     eye = torch.eye(t.shape[-1], dtype=t.dtype, device=t.device)
-    root = power(_real(t + shift * eye), -exponent, method="newton")
+    root = power(_real(t + shift * eye), -exponent, method="newton", least=least)
     if not t.is_complex():
         return root
     size = t.shape[-1]

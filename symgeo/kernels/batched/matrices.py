@@ -40,12 +40,16 @@ def symmetric(t: Tensor) -> Tensor:
     return (t + t.mT).mul_(0.5)
 
 
-def power(t: Tensor, p: float, damping: float = 0.0, method: str | None = None) -> Tensor:
+def power(
+    t: Tensor, p: float, damping: float = 0.0, method: str | None = None, least: float = 0.0
+) -> Tensor:
     """``(t + damping max(s) I)^p`` on the range of ``t (..., n, n)``, as :func:`symgeo.kernels.reference.power`.
 
     ``method`` "eigh" (the default on the CPU) takes any ``p`` and reads the device once.  "newton" (the default
     elsewhere, where batched eigh is a sequential loop) takes ``p`` in -1, -1/2, -1/4, 1/4, 1/2, is made of
     products only and never waits for the device; see :func:`_newton_power`.  Both compute in float64.
+    ``least`` is a lower bound of the smallest eigenvalue as a fraction of the largest one, where one is known: then
+    "newton" looks for no null space, which is half of its work.
 
     >>> power(torch.diag(torch.tensor([4.0, 16.0])), -0.5, method="newton")
     tensor([[0.5000, 0.0000],
@@ -65,14 +69,14 @@ def power(t: Tensor, p: float, damping: float = 0.0, method: str | None = None) 
     if t.numel() == 0:
         return t.clone()
     flat = linalg.widen(t).reshape(-1, *t.shape[-2:])
-    result = _newton_power(flat, p, damping, max(cutoff(t.dtype, t.shape[-1]), NEWTON_FLOOR))
+    result = _newton_power(flat, p, damping, max(cutoff(t.dtype, t.shape[-1]), NEWTON_FLOOR), least)
     return result.reshape(t.shape).to(t.dtype)
 
 
-def _newton_power(t: Tensor, p: float, damping: float, floor: float) -> Tensor:
+def _newton_power(t: Tensor, p: float, damping: float, floor: float, least: float = 0.0) -> Tensor:
     """Power of ``t (B, n, n)`` by coupled iterations on ``a = t / s_max + damping I``, whose spectrum is known.
 
-    The number of steps follows from ``max(damping, floor)`` alone.  Below ``floor`` the projector on the larger
+    The number of steps follows from ``max(damping, least, floor)`` alone.  Below ``floor`` the projector on the larger
     eigenvalues is ``P = (1 + sign(a - floor)) / 2``, and the root is taken of ``P a P + 1 - P``, which is well
     conditioned; eigenvalues within a factor of two of ``floor`` may be counted on either side.  Negative ones
     are damped as they are, not as zeros: a difference of rounding over damping.
@@ -83,11 +87,11 @@ def _newton_power(t: Tensor, p: float, damping: float, floor: float) -> Tensor:
     a = t / torch.where(scale > 0, scale, 1.0)
     top = largest_eigenvalue(a)
     a = a / torch.where(top > 0, top, 1.0) + damping * eye
-    projector = None
-    if damping < floor:
+    projector, least = None, max(damping, least)
+    if least < floor:
         projector = 0.5 * (_compose(a - floor * eye, schedule(0.5 * floor)) + eye)
         a = projector @ a @ projector + eye - projector
-    steps = schedule(math.sqrt(max(damping, 0.5 * floor) / (1.0 + damping)))
+    steps = schedule(math.sqrt(max(least, 0.5 * floor) / (1.0 + damping)))
     root, inverse = _roots(a / (1.0 + damping), steps)
     if abs(p) == 0.25:
         root, inverse = _roots(root, steps)

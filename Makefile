@@ -2,7 +2,7 @@ PY ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint docs clean
+.PHONY: setup demo figures test lint docs clean
 setup: $(VENV)/.installed
 
 $(BIN)/python:
@@ -15,6 +15,11 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 
 demo: $(VENV)/.installed
 	$(BIN)/symgeo demo
+
+figures: $(VENV)/.installed
+	for script in paper_figs/[!_]*.py; do \
+		OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python $$script --size small --out paper_figs/out/small || exit 1; \
+	done
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest

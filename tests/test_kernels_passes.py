@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -220,3 +221,17 @@ def test_products_of_half_precision_go_to_triton_when_large(monkeypatch: pytest.
         kernels.apply_update(x.clone(), normal(len(x), len(x)).to(x.dtype), x, 0.5)
     kernels.apply_update(large.clone(), normal(128, 128), large, 0.5)
     assert asked == [(True, 1), (True, 2), (True, 3), *[(False, 1), (False, 2), (False, 3)] * 2, (False, 3)]
+
+
+def test_the_benchmark_measures_what_agrees(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "benchmarks"))
+    import kernels as benchmark
+
+    sizes, device = benchmark.Sizes(2**13, (16,), (4,), 2), torch.device("cpu")
+    cases = [
+        *benchmark.bandwidth(sizes, torch.float32, device), *benchmark.products(sizes, torch.bfloat16, device),
+        *benchmark.spectra(sizes, device),
+    ]  # fmt: skip
+    rows = [benchmark.measure(case, benchmark.Clock(device), rounds=1) for case in cases]
+    assert len(rows) == 10 and all(row["right"] for row in rows)
+    assert all(set(row["bars"]) <= set(row["ratio"]) and min(row["ratio"].values()) > 0 for row in rows)

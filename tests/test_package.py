@@ -101,7 +101,7 @@ def call(environment: Path, folder: Path, *command: str) -> str:
     clean["MPLCONFIGDIR"] = matplotlib.get_cachedir()  # where its list of fonts is, which takes seconds to make
     program = str(environment / "bin" / command[0])
     result = subprocess.run(
-        [program, *command[1:]], cwd=folder, env=clean, capture_output=True, text=True, timeout=300, check=False
+        [program, *command[1:]], cwd=folder, env=clean, capture_output=True, text=True, timeout=600, check=False
     )
     assert result.returncode == 0, result.stderr[-2000:]
     return result.stdout

@@ -157,6 +157,16 @@ def test_agrees_on_random_shapes(name: str, backend: str | None) -> None:
         assert error(run(name, backend, x), kernels.get(name, "reference")(x.double(), *LAWS[name][0])) <= 1e-6
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("f", "n"), [(3, 2053), (89, 2)])
+def test_gram_of_skinny_and_wide_matrices(f: int, n: int, backend: str | None) -> None:
+    x = normal(f, n)
+    for center in (False, True):
+        found = kernels.gram(x, center, backend=backend)
+        wanted = each(gram_definition, x) if center else each(lambda z: z @ z.T, x)
+        assert error(found, wanted) <= 1e-6 and torch.equal(found, found.mT)
+
+
 def test_a_wrong_definition_is_far_off() -> None:
     y = matrices("affine")
     assert error(run("affine", None, y), each(lambda z: affine_definition(z, b=-5.0, c=3.0), y)) > 1e-1

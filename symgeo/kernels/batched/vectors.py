@@ -7,7 +7,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from symgeo.kernels.inputs import accumulation_type, check_coefficients, check_map, check_vectors, widest
+from symgeo.kernels.inputs import (
+    accumulation_type,
+    check_coefficients,
+    check_map,
+    check_vectors,
+    same_memory,
+    widest,
+)
 
 BLOCK = 1024  # entries that are summed in the accumulation type
 CACHED_BLOCKS, QUEUED_BLOCKS = 64, 4096  # blocks at a time, on the CPU and elsewhere
@@ -66,5 +73,10 @@ def exponential_map(w: Tensor, z: Tensor, out: Tensor | None = None) -> Tensor:
     """
     check_map(w, z, out)
     wide = accumulation_type(widest([w, z]))
-    result = (z.to(wide).exp() * w.to(wide)).to(w.dtype)
+    if torch.is_grad_enabled() and (w.requires_grad or z.requires_grad):
+        result = (w.to(wide) * z.to(wide).exp()).to(w.dtype)
+    elif out is not None and out.dtype == z.dtype == wide and not same_memory(out, w, z):
+        return torch.exp(z, out=out).mul_(w)
+    else:
+        result = z.to(wide).exp().mul_(w).to(w.dtype)
     return result if out is None else out.copy_(result)

@@ -137,14 +137,14 @@ def spectra() -> Figure:
                 torch.randn(8, 6, 5, generator=generator, dtype=torch.float64))]
     params = {name: p.detach() for name, p in net.named_parameters()}
     loss, action = symgeo.functional_loss(net, torch.nn.functional.mse_loss), HEAD.bind(params)
-    conditions = np.geomspace(1, 30, 9)
+    conditions = np.geomspace(1, 30, 6)
     rows: dict[str, list[Tensor]] = {"Euclidean Hessian": [], "Hessian on the quotient": []}
     for condition in conditions:
         stretch = torch.diag(torch.tensor([condition**0.5, 1.0, condition**-0.5], dtype=torch.float64))
         moved = action.act(symgeo.Element({"e": stretch, "f": stretch}), params)
         manifold = symgeo.ParameterManifold(moved, HEAD, metric="inv", rest="euclidean")
-        operators = (hessian.euclidean_hessian(loss, moved, batches),
-                     hessian.riemannian_hessian(loss, moved, batches, manifold))
+        operators = (hessian.euclidean_hessian(loss, moved, batches, check=False),
+                     hessian.riemannian_hessian(loss, moved, batches, manifold, check=False))
         for found, operator in zip(rows.values(), operators):
             found.append(operator.eigvalsh()[-8:])
     figure, axes = plt.subplots(1, 2, figsize=(7.4, 3.3), layout="constrained")

@@ -35,7 +35,7 @@ ACC = {"ACC": float32, "BLOCK": 32}
 CASES = {
     "gram_program": ({**PRODUCT, "CENTER": False, "AVERAGE": True}, {"x": "*bf16"}),
     "apply_program": ({**PRODUCT, "GROUP": 8}, {"w": "*bf16", "p": "*bf16", "x": "*bf16"}),
-    "inner_program": ({**ACC, "K": 4, "BLOCK": 4096}, {"out": "*fp64"}),
+    "inner_program": ({**ACC, "K": 4, "BLOCK": 1024, "STEPS": 8}, {"out": "*fp64"}),
     "combination_program": ({**ACC, "K": 4, "BLOCK": 4096}, {"x1": "*bf16"}),
     "exponential_program": ({**ACC, "BLOCK": 4096}, {"w": "*bf16", "out": "*bf16"}),
     "power_program": ({"QUARTERS": -1, "CUT": True, "SQUARINGS": 16, "BLOCK": 16},
@@ -49,7 +49,7 @@ NUMBERS = ("keep", "keep_low", "weight", "weight_low", "rate", "rate_low")
 CONTIGUOUS = ("x_n", "out_j", "w_j", "p_j", "x_j", "s0", "s1", "s2", "s3", "stride_n", "stride_j")
 assert set(CASES) == set(programs.__all__)
 for name, (constants, types) in CASES.items():
-    program, products = getattr(programs, name), "STEP" in constants
+    program, products = getattr(programs, name), "NATIVE" in constants
     names = [parameter.name for parameter in program.params]
     constants = {**constants, **{name: 1 for name in CONTIGUOUS if name in names}}
     signature = {

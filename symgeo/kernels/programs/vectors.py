@@ -18,38 +18,49 @@ def load_entries(x: tensor, stride: tensor, entries: tensor, n: tensor, ACC: con
 
 
 @jit
-def store_pair(out: tensor, i: constexpr, j: constexpr, products: tensor, K: constexpr) -> None:
-    """One sum over the block, at ``(i, j, block)`` and ``(j, i, block)`` of ``out (K, K, blocks)``."""
-    total = tl.sum(products).to(tl.float64)
-    block, blocks = tl.program_id(0), tl.num_programs(0).to(tl.int64)
-    tl.store(out + (i * K + j) * blocks + block, total)
-    tl.store(out + (j * K + i) * blocks + block, total)
+def store_pair(out: tensor, i: constexpr, j: constexpr, sums: tensor, K: constexpr) -> None:
+    """One sum over the entries of a program, at ``(i, j)`` and ``(j, i)`` of its column of ``out (K, K, programs)``."""
+    total = tl.sum(sums).to(tl.float64)
+    place, count = tl.program_id(0), tl.num_programs(0).to(tl.int64)
+    tl.store(out + (i * K + j) * count + place, total)
+    tl.store(out + (j * K + i) * count + place, total)
 
 
 @jit
 def inner_program(
     x0: tensor, x1: tensor, x2: tensor, x3: tensor, out: tensor, s0: tensor, s1: tensor, s2: tensor, s3: tensor,
-    n: tensor, K: constexpr, ACC: constexpr, BLOCK: constexpr,
+    n: tensor, K: constexpr, ACC: constexpr, BLOCK: constexpr, STEPS: constexpr,
 ) -> None:  # fmt: skip
-    """The inner products of ``K`` vectors over one block of their entries."""
-    entries = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    a = load_entries(x0, s0, entries, n, ACC)
-    store_pair(out, 0, 0, a * a, K)
+    """The inner products of ``K`` vectors over ``STEPS`` blocks of their entries, added up lane by lane first."""
+    first = tl.program_id(0).to(tl.int64) * (BLOCK * STEPS) + tl.arange(0, BLOCK)
+    zero = tl.zeros((BLOCK,), dtype=ACC)
+    aa, ab, bb, ac, bc, cc, ad, bd, cd, dd = zero, zero, zero, zero, zero, zero, zero, zero, zero, zero
+    for step in tl.static_range(STEPS):
+        entries = first + step * BLOCK
+        a = load_entries(x0, s0, entries, n, ACC)
+        aa += a * a
+        if K > 1:
+            b = load_entries(x1, s1, entries, n, ACC)
+            ab, bb = ab + a * b, bb + b * b
+            if K > 2:
+                c = load_entries(x2, s2, entries, n, ACC)
+                ac, bc, cc = ac + a * c, bc + b * c, cc + c * c
+                if K > 3:
+                    d = load_entries(x3, s3, entries, n, ACC)
+                    ad, bd, cd, dd = ad + a * d, bd + b * d, cd + c * d, dd + d * d
+    store_pair(out, 0, 0, aa, K)
     if K > 1:
-        b = load_entries(x1, s1, entries, n, ACC)
-        store_pair(out, 0, 1, a * b, K)
-        store_pair(out, 1, 1, b * b, K)
-        if K > 2:
-            c = load_entries(x2, s2, entries, n, ACC)
-            store_pair(out, 0, 2, a * c, K)
-            store_pair(out, 1, 2, b * c, K)
-            store_pair(out, 2, 2, c * c, K)
-            if K > 3:
-                d = load_entries(x3, s3, entries, n, ACC)
-                store_pair(out, 0, 3, a * d, K)
-                store_pair(out, 1, 3, b * d, K)
-                store_pair(out, 2, 3, c * d, K)
-                store_pair(out, 3, 3, d * d, K)
+        store_pair(out, 0, 1, ab, K)
+        store_pair(out, 1, 1, bb, K)
+    if K > 2:
+        store_pair(out, 0, 2, ac, K)
+        store_pair(out, 1, 2, bc, K)
+        store_pair(out, 2, 2, cc, K)
+    if K > 3:
+        store_pair(out, 0, 3, ad, K)
+        store_pair(out, 1, 3, bd, K)
+        store_pair(out, 2, 3, cd, K)
+        store_pair(out, 3, 3, dd, K)
 
 
 @jit

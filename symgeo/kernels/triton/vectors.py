@@ -21,19 +21,22 @@ from symgeo.kernels.triton.launch import check_here, language, launch
 
 #: entries of one program, and its warps; not measured yet
 BLOCK, WARPS = 4096, 8
+#: entries that are multiplied at a time for inner products, and how often before their sums are added up
+LANES, STEPS = 1024, 8
 
 
 def inner_products(vectors: Sequence[Tensor]) -> Tensor:
-    """``G_ij = sum_k u_ik u_jk`` in float64 ``(k, k)``: sums of blocks of 4096 entries, then float64 in order."""
+    """``G_ij = sum_k u_ik u_jk`` in float64 ``(k, k)``: sums of 8192 entries at most, then float64 in order."""
     check_vectors(vectors)
     check_here(*vectors)
     k, n, device = len(vectors), len(vectors[0]), vectors[0].device
-    blocks = -(-n // BLOCK)
+    steps = max(1, min(STEPS, -(-n // LANES)))
+    blocks = -(-n // (LANES * steps))
     sums = torch.empty(k, k, blocks, dtype=torch.float64, device=device)
     if n:
         launch(
             programs.inner_program, (blocks,), *_four(vectors), sums, *(x.stride(0) for x in _four(vectors)), n, K=k,
-            ACC=language(accumulation_type(widest(vectors))), BLOCK=BLOCK, num_warps=WARPS,
+            ACC=language(accumulation_type(widest(vectors))), BLOCK=LANES, STEPS=steps, num_warps=WARPS,
         )  # fmt: skip
     return sums.sum(-1)
 

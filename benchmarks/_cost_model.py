@@ -76,7 +76,8 @@ class Optimizer:
     """One step of `SymO` with the one-sided preset and damping, on one of ``processes``.
 
     flops : of the process that has most to do, of moments and application (single precision) and of a root (double)
-    received, messages : bytes that reach one process, in messages of more than two numbers; state : bytes on the fullest process
+    received, messages : bytes that reach one process, in messages of more than two numbers; state : bytes on the
+        fullest process
     """
 
     flops: float

@@ -50,7 +50,8 @@ Work = Callable[[], object]
 
 
 def language_model(depth: int) -> TinyLM:
-    return TinyLM(vocabulary=VOCABULARY, context=CONTEXT, width=WIDTH, depth=depth, heads=HEADS, mlp_width=HIDDEN).eval()
+    return TinyLM(
+        vocabulary=VOCABULARY, context=CONTEXT, width=WIDTH, depth=depth, heads=HEADS, mlp_width=HIDDEN).eval()
 
 
 def shape_of(depth: int) -> Shape:

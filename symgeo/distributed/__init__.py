@@ -2,12 +2,13 @@
 
 from symgeo.distributed.exchange import Exchange
 from symgeo.distributed.owners import longest_first
-from symgeo.distributed.processes import Processes, processes
+from symgeo.distributed.processes import PeerError, Processes, processes
 from symgeo.distributed.replicas import check_replicas, check_same
 from symgeo.distributed.shards import is_sharded, local, refuse_sharded
 
 __all__ = [
     "Exchange",
+    "PeerError",
     "Processes",
     "check_replicas",
     "check_same",

@@ -67,13 +67,23 @@ class SymO(torch.optim.Optimizer):
     corrected: keep only the eigenvectors of the statistics (renewed every update_every steps, of g itself), and take
         the eigenvalues from averages of g^2 in their basis: SOAP for a pair, KL-SOAP with divergence="kl", Adam for
         SignFlip on all axes; the first step only finds the basis.  See `symgeo.optim.corrected`; without graft
+    process_group: the processes that train one model, by default all of torch.distributed where that is initialised;
+        False for a model of this process alone
+
+    Under DistributedDataParallel and ``fully_shard`` (FSDP2, also with replicas of shards) a step is that of one
+    process to the last bit, given the same gradients.  Parameters that share statistics have one owner, which gathers
+    their gradients, keeps their state and sends the step to all; AdamW steps the rest where it is.  All processes make
+    the optimizer and take steps together: one that has no gradients takes part, and what one raises all raise
+    (`symgeo.distributed.PeerError`).  State dictionaries hold what a process owns, under the parameters: save and load
+    them with `torch.distributed.checkpoint` (any number of processes may load), or as one file with
+    `consolidated_state_dict`.
 
     A gradient of None counts as zero in the statistics, and its parameter stays where it is.  State is kept under the
     parameters: ``exp_avg``, ``step``, ``exp_avg_sq`` (AdamW and graft="adam") of their shape, at least in single
     precision, and statistics under the first parameter that carries a kind.
 
-    Raises ValueError for names that are missing, options that do not fit, complex parameters and sparse gradients;
-    SymmetryError for groups without an average and for pairs that do not commute.
+    Raises ValueError for names that are missing, options that do not fit, complex parameters, sparse gradients, and
+    processes whose parameters differ; SymmetryError for groups without an average and for pairs that do not commute.
 
     >>> from symgeo.groups import SignFlip
     >>> w = torch.nn.Parameter(torch.tensor([3.0, -5.0]))

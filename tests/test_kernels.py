@@ -104,10 +104,11 @@ LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
     "strided": spread,
     "broadcast": lambda x: x[:1, :1].expand(2, 2, *x.shape[-2:]),
 }
-# a root takes the interpreter a tenth of a second; all programs find their matrices in the same way
+# the interpreter is slow, and all programs find their matrices in the same way
+INTERPRETED = {"power": ("batch last",), "polar": ("strided",), "pair_sums": ("transposed", "strided", "broadcast")}
 AGREEMENT = [
     (name, layout, backend) for name in kernels.names() for layout in LAYOUTS for backend in BACKENDS
-    if backend != "triton" or name not in ("power", "polar") or layout in ("batch last", "strided")
+    if backend != "triton" or layout in INTERPRETED.get(name, LAYOUTS)
 ]  # fmt: skip
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-_KNOWN: WeakKeyDictionary[Any, Processes] = WeakKeyDictionary()
+#: one for each group, kept: its messages between hosts may need a group of their own
+_KNOWN: dict[Any, Processes] = {}
 
 
 class PeerError(RuntimeError):

@@ -165,15 +165,40 @@ def test_tiles_of_triton_products() -> None:
     assert choose_tile(torch.float32, 5, 5, 1, capability=9).block == 16
 
 
-def test_tf32_is_what_torch_says() -> None:
+class Newer:
+    """The settings of products where the newer name was used: torch refuses to read the older one."""
+
+    fp32_precision = "tf32"
+
+    @property
+    def allow_tf32(self) -> bool:
+        raise RuntimeError("mix of the legacy and new APIs")
+
+
+def test_tf32_is_what_torch_says(monkeypatch: pytest.MonkeyPatch) -> None:
     from symgeo.kernels.triton.products import _precision
 
-    matmul = torch.backends.cuda.matmul
-    before = matmul.allow_tf32
-    try:
-        for allowed in (True, False):
-            matmul.allow_tf32 = allowed
-            assert _precision(torch.float32) == ("tf32" if allowed else "ieee")
-            assert _precision(torch.float64) == "ieee"
-    finally:
-        matmul.allow_tf32 = before
+    for allowed in (True, False):
+        monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", allowed)
+        assert _precision(torch.float32) == ("tf32" if allowed else "ieee")
+        assert _precision(torch.float64) == "ieee"
+    monkeypatch.setattr(torch.backends.cuda, "matmul", Newer())
+    assert _precision(torch.float32) == "tf32"
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_large_products_on_a_gpu(dtype: torch.dtype) -> None:
+    x, tolerance = random(2075, 333).to("cuda", dtype), 2e-2 if dtype.itemsize == 2 else 1e-6
+    for center in (False, True):
+        found, wanted = (kernels.gram(x, center, backend=name).double() for name in ("triton", "reference"))
+        assert float((found - wanted).norm() / wanted.norm()) <= tolerance and torch.equal(found, found.mT)
+        averages = [torch.eye(len(x), device="cuda") for _ in range(2)]
+        for t, name in zip(averages, ("triton", "reference")):
+            kernels.ema_gram(t, x, 0.5, center=center, backend=name)
+        assert float((averages[0] - averages[1]).norm() / averages[1].norm()) <= (1e-3 if center else 1e-5)
+        assert torch.equal(averages[0], averages[0].mT)
+    p, steps = random(2075, 2075, seed=1).to("cuda", dtype), [x.clone(), x.clone()]
+    for w, name in zip(steps, ("triton", "reference")):
+        kernels.apply_update(w, p, x, 0.01, decay=1.0, backend=name)
+    assert float((steps[0].double() - steps[1].double()).norm() / steps[1].double().norm()) <= tolerance

@@ -29,10 +29,15 @@ def gram(x: Tensor, center: bool = False) -> Tensor:
             [2., 1.]])
     """
     check_matrices("x", x)
+    shape = (*x.shape[:-1], x.shape[-2])
+    if x.numel() == 0:
+        return x.new_zeros(shape)
     wide = x.to(accumulation_type(x.dtype))
     if center:
         wide = wide - wide.mean(-1, keepdim=True)
-    return symmetric(wide @ wide.mT).to(x.dtype)
+    flat = wide.reshape(-1, *x.shape[-2:])
+    half = torch.baddbmm(flat.new_empty(1, 1, 1), flat, flat.mT, beta=0, alpha=0.5)  # its first argument is not read
+    return (half + half.mT).reshape(shape).to(x.dtype)
 
 
 def symmetric(t: Tensor) -> Tensor:

@@ -22,8 +22,9 @@ def ema_gram(t: Tensor, x: Tensor, beta: float, scale: float = 1.0, center: bool
     if center:
         wide = wide - wide.mean(-1, keepdim=True)
     flat = wide.reshape(-1, *x.shape[-2:])
-    sums = torch.baddbmm(t.reshape(-1, *t.shape[-2:]), flat, flat.mT, beta=beta, alpha=(1.0 - beta) * scale)
-    return t.copy_(((sums + sums.mT) * 0.5).reshape(t.shape))
+    average, weight = t.reshape(-1, *t.shape[-2:]), (1.0 - beta) * scale
+    half = torch.baddbmm(average, flat, flat.mT, beta=0.5 * beta, alpha=0.5 * weight).reshape(t.shape)
+    return t.copy_(half + half.mT) if half.requires_grad else torch.add(half, half.mT, out=t)
 
 
 def apply_update(w: Tensor, p: Tensor, x: Tensor, lr: float, decay: float = 0.0) -> Tensor:

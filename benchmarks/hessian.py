@@ -22,14 +22,10 @@ size of the parameters is held.
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import os
 import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -39,6 +35,7 @@ from typing import Any
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import torch
+from _memory import growth, in_child
 from torch import Tensor, nn
 
 from symgeo import ParameterManifold, find_symmetry, functional_loss
@@ -149,28 +146,12 @@ def seconds(work: Work) -> float:
 def peak(name: str, size: str, tokens: int) -> float:
     """MiB that the resident set of this process grows by in its first product."""
     setup = Setup(size, tokens)
-    work = setup.ways()[name]()
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what preparing has freed is given back, not used again unseen,
-    Path("/proc/self/clear_refs").write_text("5")  # and its peak is forgotten
-    before = resident("VmRSS")
-    work()
-    return resident("VmHWM") - before
-
-
-def resident(field: str) -> float:
-    """A size of this process in MiB, by Linux; unlike `ru_maxrss` it starts anew in a child."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return float(next(line for line in lines if line.startswith(f"{field}:")).split()[1]) / 1024
+    return growth(setup.ways()[name]())
 
 
 def child(name: str, size: str, tokens: int) -> float:
     """:func:`peak` in a fresh process."""
-    command = [sys.executable, __file__, "--peak", name, "--size", size, "--tokens", str(tokens)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
-    return float(done.stdout.splitlines()[-1])
+    return in_child(__file__, "--peak", name, "--size", size, "--tokens", str(tokens))
 
 
 def memory_by_size() -> dict[str, object]:

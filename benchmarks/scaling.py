@@ -15,8 +15,6 @@ Three parts, all written to the JSON; `scaling.md` explains them:
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import os
 import platform
@@ -34,6 +32,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from _cost_model import SEVEN, SEVENTY, Shape, optimizer, sharpness
+from _memory import growth as memory_growth
+from _memory import in_child
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
@@ -128,26 +128,11 @@ def seconds(work: Work) -> float:
 
 def peak(kind: str, depth: int) -> float:
     """MiB that the resident set of this process grows by in one unit of work."""
-    work = works(depth, (kind,))[kind]
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    before = resident("VmRSS")
-    work()
-    return resident("VmHWM") - before
-
-
-def resident(field: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return float(next(line for line in lines if line.startswith(f"{field}:")).split()[1]) / 1024
+    return memory_growth(works(depth, (kind,))[kind])
 
 
 def child_peak(kind: str, depth: int) -> float:
-    command = [sys.executable, __file__, "--peak", kind, "--depth", str(depth)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
-    return float(done.stdout.splitlines()[-1])
+    return in_child(__file__, "--peak", kind, "--depth", str(depth))
 
 
 class Counted:

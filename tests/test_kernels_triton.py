@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -179,7 +180,7 @@ def test_tf32_is_what_torch_says(monkeypatch: pytest.MonkeyPatch) -> None:
     from symgeo.kernels.triton.products import _precision
 
     for allowed in (True, False):
-        monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", allowed)
+        monkeypatch.setattr(torch.backends.cuda, "matmul", SimpleNamespace(allow_tf32=allowed))
         assert _precision(torch.float32) == ("tf32" if allowed else "ieee")
         assert _precision(torch.float64) == "ieee"
     monkeypatch.setattr(torch.backends.cuda, "matmul", Newer())

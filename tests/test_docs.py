@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib
+import importlib.util
 import json
 import re
 import shutil
@@ -182,28 +184,40 @@ def test_other_figures_are_those_measured() -> None:
         assert [figure for figure in figures if figure not in text] == [], page
 
 
-def test_docstrings_render(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The extension that turns docstrings into markup, on the shapes that they have."""
-    pytest.importorskip("docutils", reason="the documentation's packages are not installed: make docs")
+PACKAGES = ("sphinx", "sphinx_gallery", "furo", "myst_parser", "latex2mathml")
+MISSING = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
+needs_sphinx = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}; make docs installs them")
+
+
+@needs_sphinx
+def test_docstrings_and_formulas_render(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(DOCS / "_extensions"))
-    docstrings = pytest.importorskip("docstrings", reason="the documentation's packages are not installed: make docs")
-    import doctest
+    docstrings, formulas = (importlib.import_module(name) for name in ("docstrings", "mathml"))
+    assert doctest.testmod(docstrings).failed == doctest.testmod(formulas).failed == 0
+    count = 0
+    for page in PAGES:
+        text = re.sub(r"`[^`\n]*`", "", prose(page))
+        for wide, narrow in re.findall(r"\$\$(.+?)\$\$|(?<!\$)\$([^$]+)\$", text, re.S):
+            assert "<m" in formulas.mathml(wide or narrow, "block" if wide else "inline")
+            count += 1
+    assert count > 100
+    with pytest.raises(ValueError, match="latex2mathml does not know"):
+        formulas.mathml(r"\nosuchthing x", "inline")
 
-    assert doctest.testmod(docstrings).failed == 0
 
-
+@needs_sphinx
 @pytest.mark.slow
 def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
-    for package in ("sphinx", "sphinx_gallery", "furo", "myst_parser", "latex2mathml"):
-        pytest.importorskip(package, reason="the documentation's packages are not installed: make docs")
+    """As plain text, which is quicker than HTML, and without running the examples."""
     shutil.copytree(DOCS, tmp_path / "docs", ignore=shutil.ignore_patterns("_build", "_gallery", "gallery"))
     for name in ("examples", "paper_figs", "CHANGELOG.md"):
         (tmp_path / name).symlink_to(ROOT / name)
-    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-D", "plot_gallery=0", "docs", "html"]
+    command = [sys.executable, "-m", "sphinx", "-q", "-W", "--keep-going", "-D", "plot_gallery=0", "-b", "text"]
+    command += ["docs", "out"]
     result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr[-3000:]
-    pages = list((tmp_path / "html").rglob("*.html"))
-    made = {page.relative_to(tmp_path / "html").with_suffix("").as_posix() for page in pages}
+    pages = list((tmp_path / "out").rglob("*.txt"))
+    made = {page.relative_to(tmp_path / "out").with_suffix("").as_posix() for page in pages}
     assert {name_of(page) for page in PAGES} <= made
     text = "".join(page.read_text() for page in pages)
     assert str(ROOT) not in text and str(tmp_path) not in text

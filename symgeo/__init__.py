@@ -31,8 +31,9 @@ _HOMES = {
     "in_place_sharpness": "symgeo.sharpness",
 }
 _MODULES = (
-    "groups", "symmetry", "models", "nullity", "kernels", "geometry", "curvature", "optim", "preconditioner", "distributed",
-    "sharpness", "hessian", "flatness", "data", "study", "loading", "batches", "demo", "plots", "report", "merge",
+    "groups", "symmetry", "models", "nullity", "kernels", "distributed", "geometry", "curvature", "optim",
+    "preconditioner", "sharpness", "hessian", "flatness", "data", "study", "loading", "batches", "demo", "plots",
+    "report", "merge",
 )
 
 if TYPE_CHECKING:

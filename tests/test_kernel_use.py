@@ -17,7 +17,6 @@ HOMES = ("symgeo.kernels", "manifolds.linalg")
 
 TRUNCATED = "singular vectors, of which the leading ones are kept"
 NOT_SQUARED = "(x^T x)^(1/2) from the singular values of x: x^T x would lose half of the digits"
-SAME = "the same as manifolds.linalg.gram, which may replace it when the function changes"
 
 # function -> operation -> why it may stay there
 ALLOWED: dict[str, dict[str, str]] = {
@@ -29,23 +28,15 @@ ALLOWED: dict[str, dict[str, str]] = {
     "symgeo.curvature.dense.DenseBlock.rebuilt": {"function": "any function of the spectrum, also of complex blocks"},
     "symgeo.curvature.dense.DenseBlock.spectrum": {"svd": "eigenvalues of R R^H from R, which is not squared"},
     "symgeo.curvature.gauge._linear_gauge": {"svd": NOT_SQUARED, "function": NOT_SQUARED},
-    "symgeo.curvature.structured.StructuredBlock.square": {"gram": SAME},
     "symgeo.hessian.frames._powers": {"function": "two powers from one eigh, of factors that have to be definite"},
-    "symgeo.hessian.horizontal.Completion.of": {"gram": SAME},
-    "symgeo.hessian.metrics.pullback_metric": {"gram": SAME},
-    "symgeo.merge.align_groups.balancing": {"gram": SAME},
-    "symgeo.merge.align_stream.principal_axes": {"eigh": "the same as manifolds.linalg.eigh", "gram": SAME},
     "symgeo.merge.align_stream.procrustes": {"svd": "the nearest rotation: a determinant of -1 changes a sign"},
     "symgeo.merge.bures._Procrustes.polar": {"svd": "polar factor and nuclear norm from one decomposition"},
     "symgeo.merge.elementwise._stacked": {"svd": TRUNCATED},
     "symgeo.merge.metric_factors.kronecker_factors": {"svd": TRUNCATED},
-    "symgeo.merge.metrics.KroneckerMetric.from_samples": {"gram": SAME},
     "symgeo.merge.spectral._orthonormal": {"svd": "polar factor with its own rank, and the singular values"},
     "symgeo.merge.sums.cut": {"svd": TRUNCATED},
     "symgeo.optim.gauge._root": {"svd": NOT_SQUARED, "function": NOT_SQUARED},
-    "symgeo.optim.roots.group_update": {"gram": SAME},
-    "symgeo.symmetry.dimension._gram_rank": {"eigvalsh": "eigenvalues alone, to count them", "gram": SAME},
-    "symgeo.symmetry.slack.RowTrade.displacement": {"gram": SAME},
+    "symgeo.symmetry.dimension._gram_rank": {"eigvalsh": "eigenvalues alone, to count them"},
 }
 
 

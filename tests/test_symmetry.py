@@ -612,3 +612,13 @@ def test_seeds_repeat_and_elements_do_not_depend_on_the_dtype() -> None:
     assert all(torch.equal(a[name], b[name]) for name in a)
     assert set(single.random(drawn(5), only=["e"])) == {"e"}
     assert "e: (2, 2)" in repr(a)
+
+
+def test_a_part_of_a_known_group_is_no_subclass_of_it() -> None:
+    """Averages, alignments and pairs go by the class: a subclass would silently be taken for the whole group."""
+
+    class Pairs(Permutation):
+        """Permutations of neighbours only."""
+
+    with pytest.raises(SymmetryError, match=r"Pairs is a subclass of Permutation.*derive it from symgeo.groups.Group"):
+        Symmetry({"b": "h"}, {"h": Pairs()})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from manifolds.linalg import eigh, widen
+from manifolds.linalg import eigh, gram, widen
 from symgeo.curvature.dense import SYMMETRIC, DenseBlock
 from symgeo.curvature.spectrum import Spectrum, threshold
 
@@ -105,7 +105,7 @@ class StructuredBlock:
         """|T|^2"""
         d = self.values.expand(self.copies)
         mixed = (d * (self.left * self.right).sum(-1)).sum()
-        return d.square().sum() + 2 * mixed + ((self.left.mT @ self.left) * (self.right.mT @ self.right)).sum()
+        return d.square().sum() + 2 * mixed + (gram(self.left) * gram(self.right)).sum()
 
     def to_dense(self) -> DenseBlock:
         """As a matrix (1, 1, M, M). Raises ValueError beyond DENSE_LIMIT copies."""

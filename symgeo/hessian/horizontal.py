@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from manifolds.frame import PairFrame
-from manifolds.linalg import split
+from manifolds.linalg import gram, split
 from symgeo.chart import Chart, Pieces, flattened, shaped
 
 _RUNS = 4096  # of zeros and others, that are copied as slices
@@ -44,7 +44,7 @@ class Completion:
         size, idle = q.shape[-1], tau == 0  # reflections that are the identity
         eye = torch.eye(*q.shape[-2:], dtype=q.dtype, device=q.device)
         y = torch.where(idle.unsqueeze(-2), 0.0, triangle.tril(-1) + eye)
-        inverse = (y.mH @ y).triu(1) + torch.diag_embed(torch.where(idle, 1.0, tau).reciprocal())
+        inverse = gram(y).triu(1) + torch.diag_embed(torch.where(idle, 1.0, tau).reciprocal())
         core = torch.linalg.solve_triangular(inverse, eye[:size].expand_as(inverse), upper=True)
         return cls(y, core, triangle.diagonal(dim1=-2, dim2=-1).sgn())
 

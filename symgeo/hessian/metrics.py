@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.func import vjp, vmap
 
-from manifolds.linalg import eigh
+from manifolds.linalg import eigh, gram
 from symgeo.functional import Params
 from symgeo.hessian.frames import DenseFrame, DiagonalFrame, Frame, KroneckerFrame, split_spectrum
 from symgeo.hessian.model_loss import ModelLoss
@@ -129,7 +129,7 @@ def pullback_metric(map: Callable[[Params], Tensor | Params], inner: Matrix | No
     def metric(params: Params) -> Tensor:
         jacobian = jacobian_of(map, params)
         if inner is None:
-            return jacobian.T @ jacobian
+            return gram(jacobian)
         g = inner(_as_params(map(params)))
         return jacobian.T @ (g.unsqueeze(1) * jacobian if g.ndim == 1 else g @ jacobian)
 

@@ -20,7 +20,7 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from manifolds.linalg import balance, polar
+from manifolds.linalg import balance, gram, polar
 from symgeo.errors import SymmetryError
 from symgeo.groups import Cyclic, GeneralLinear, Group, Orthogonal, Permutation, PositiveScaling, Rotary, SignFlip
 
@@ -118,7 +118,7 @@ def balancing(name: str, group: Group, plain: Tensor, dual: Tensor) -> tuple[Ten
         return _unit_size(plain, dual)
     if not isinstance(group, GeneralLinear):
         plain, dual = (_lengths(coordinates(group, rows)) for rows in (plain, dual))
-    gram_plain, gram_dual = plain.mT @ plain, dual.mT @ dual
+    gram_plain, gram_dual = gram(plain), gram(dual)
     total = _norm(plain).square() + _norm(dual).square()
     imbalance = _norm(gram_plain - gram_dual) / total.clamp_min(torch.finfo(total.dtype).tiny)
     found = balance(dual, plain)

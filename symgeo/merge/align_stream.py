@@ -19,6 +19,7 @@ import torch
 from scipy.linalg import schur
 from torch import Tensor
 
+from manifolds.linalg import eigh, gram
 from symgeo.functional import Params
 from symgeo.merge.align_gauge import Gauge, balanced_gauge
 from symgeo.symmetry import Action, Element, StreamRotation
@@ -67,7 +68,7 @@ def _touched(action: Action, parameter: str, index: int) -> bool:
 
 def principal_axes(rows: Tensor) -> Tensor:
     """The rotation (n, n) onto the principal axes of the rows, largest first."""
-    vectors = torch.linalg.eigh(rows.mT @ rows).eigenvectors.flip(1)
+    vectors = eigh(gram(rows))[1].flip(1)
     weights = torch.linspace(1, 2, len(rows), dtype=rows.dtype, device=rows.device).sin()
     signs = torch.where(weights @ (rows @ vectors) < 0, -1.0, 1.0)
     return _special((vectors * signs).mT)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from manifolds.linalg import widen
+from manifolds.linalg import gram, widen
 
 Named = Mapping[str, Tensor] | Iterable[tuple[str, Tensor]]
 
@@ -134,8 +134,8 @@ class KroneckerMetric:
         ``1/2 |f - y|^2``, exactly for one sample and for a network that is linear behind the layer; None for a layer
         that is the output itself, where ``L = I``.
         """
-        right = inputs.mT @ inputs / inputs.shape[-2]
-        left = None if jacobians is None else (jacobians.mT @ jacobians).mean(-3)
+        right = gram(inputs) / inputs.shape[-2]
+        left = None if jacobians is None else gram(jacobians).mean(-3)
         return cls(left, right)
 
     def lower(self, x: Tensor) -> Tensor:

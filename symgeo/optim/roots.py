@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from manifolds.linalg import eigh, widen
+from manifolds.linalg import eigh, gram, widen
 from symgeo.curvature import Bucket, DenseBlock
 from symgeo.curvature.spectrum import Spectrum, damped_power, largest_of, threshold
 from symgeo.curvature.structured import Block
@@ -135,7 +135,7 @@ def group_update(k: Tensor, t: Tensor, rate: float | Tensor, damping: Tensor, di
     eye = torch.eye(k.shape[-1], dtype=k.dtype, device=k.device)
     mean = t.diagonal(dim1=-2, dim2=-1).real.mean(-1)[..., None, None]
     k = torch.where(k.abs().amax((-2, -1), keepdim=True) == 0, _start(mean + damping) * eye, k)
-    m = 0.5 * (k.mH @ t @ k + damping * (k.mH @ k) - eye)
+    m = 0.5 * (k.mH @ t @ k + damping * gram(k) - eye)
     size = torch.linalg.matrix_norm(m)[..., None, None].clamp_min(1.0)
     return k - rate * (k @ (m / size))
 

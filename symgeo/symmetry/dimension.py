@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from manifolds.linalg import gram
 from symgeo.symmetry.action import Action
 from symgeo.symmetry.element import Element
 from symgeo.symmetry.stream import StreamRotation
@@ -115,7 +116,7 @@ def _gram_rank(action: Action, params: Params, names: list[str], parameters: lis
     rows = rows[norms[:, 0] > 0] / norms[norms > 0].unsqueeze(1)
     if not len(rows):
         return 0
-    values = torch.linalg.eigvalsh(rows @ rows.mT)
+    values = torch.linalg.eigvalsh(gram(rows.mT))
     return int((values > _TOLERANCE * values[-1]).sum())
 
 

@@ -9,6 +9,7 @@ from math import prod
 import torch
 from torch import Tensor
 
+from manifolds.linalg import gram
 from symgeo.errors import SymmetryError
 from symgeo.symmetry.flow import RowFreedom, Shear, unique
 from symgeo.symmetry.reader import Params, Reader, Rule, Shapes
@@ -153,7 +154,7 @@ class RowTrade(Shear):
         rows = RowFreedom(Reader(self.weight, None), self.gain).displacement(t, params)[self.weight]
         seen = weight * gain
         seen = seen - seen.mean(1, keepdim=True)
-        z = seen.mT @ torch.linalg.solve(seen @ seen.mT, -rows @ bias)
+        z = seen.mT @ torch.linalg.solve(gram(seen.mT), -rows @ bias)
         return {self.weight: rows, self.bias: gain * z}
 
 

@@ -10,7 +10,16 @@ from typing import TypeVar
 from torch import Tensor
 
 from symgeo.errors import SymmetryError
-from symgeo.groups import Group
+from symgeo.groups import (
+    Cyclic,
+    GeneralLinear,
+    Group,
+    Orthogonal,
+    Permutation,
+    PositiveScaling,
+    Rotary,
+    SignFlip,
+)
 from symgeo.symmetry.action import Action
 from symgeo.symmetry.blocks import chains
 from symgeo.symmetry.dimension import vertical_dimension
@@ -19,6 +28,9 @@ from symgeo.symmetry.flow import Flow
 from symgeo.symmetry.pattern import merge, parse
 
 V = TypeVar("V")
+
+#: groups whose class says which elements they have
+_KNOWN = (Cyclic, GeneralLinear, Orthogonal, Permutation, PositiveScaling, Rotary, SignFlip)
 
 
 @dataclass(frozen=True, init=False)
@@ -232,6 +244,12 @@ class Symmetry:
         for name, group in self.groups.items():
             if not isinstance(group, Group):
                 raise SymmetryError(f"group {name!r} must be a symgeo.groups.Group, found {group!r}")
+            if isinstance(group, _KNOWN) and type(group) not in _KNOWN:
+                parent = next(known for known in _KNOWN if isinstance(group, known)).__name__
+                raise SymmetryError(
+                    f"group {name!r}: {type(group).__name__} is a subclass of {parent}, and would be taken for all of"
+                    " it; derive it from symgeo.groups.Group"
+                )
         names = {name for text in self.tensors.values() for name in parse(text).names()}
         for targets in self.shifts.values():
             for text in targets.values():

@@ -322,6 +322,10 @@ def sharpness() -> None:
             raise ValueError("the labels of this process do not fit")
         return output.sum()
 
+    RECORD["shards alone"] = [
+        said(lambda: measure(vit, mine, process_group=False)),
+        said(lambda: SymO(sharded.items(), presets.muon(vit, exclude=["position"]), lr=0.1, process_group=False)),
+    ]
     RECORD["a loss that raises"] = said(lambda: symgeo.in_place_sharpness(
         failing, [(torch.ones(1, 2), labels)], 0.1, criterion=broken))
 

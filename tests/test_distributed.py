@@ -97,6 +97,9 @@ class TestProcesses:
             assert all(text.startswith("ValueError: params: 'position' is sharded") and remedy in text
                        for text in records[size][what])
 
+        for texts in records[size]["shards alone"]:
+            assert all("needed the processes that hold it, found one" in text for text in texts)
+
     def test_a_state_of_one_process_loads_everywhere(self, records: dict[int, dict[str, Any]], size: int) -> None:
         assert records[size]["one file for all"]
 
@@ -140,6 +143,31 @@ def test_work_is_shared_evenly_and_by_everybody_alike() -> None:
     totals = [sum(costs[key] for key, rank in owner.items() if rank == r) for r in range(4)]
     assert max(totals) <= 4 / 3 * max(sum(costs.values()) / 4, *costs.values())
     assert owner == longest_first(dict(costs), 4) and set(owner.values()) == {0, 1, 2, 3}
+
+
+def test_one_process_may_have_shards_of_everything() -> None:
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        steps, values = [], []
+        for sharded in (False, True):
+            net, _ = net_of("alone")
+            if sharded:
+                fully_shard(net, mesh=init_device_mesh("cpu", (1,)))
+            tokens = torch.arange(8)
+            optimizer = MAKERS["permutations"](net)
+            values.append(in_place_sharpness(net, [(tokens, torch.zeros(8, 3).double())], 0.1, None,
+                                             torch.nn.functional.mse_loss, steps=4).value)
+            net(tokens).square().mean().backward()
+            optimizer.step()
+            steps.append(torch.cat([p.detach().reshape(-1) if not sharded else p.full_tensor().reshape(-1)
+                                    for p in net.parameters()]))
+        assert torch.equal(*steps) and values[0] == values[1]
+    finally:
+        dist.destroy_process_group()
 
 
 def test_one_process_needs_no_group() -> None:

@@ -4,7 +4,7 @@ from symgeo.distributed.exchange import Exchange
 from symgeo.distributed.owners import longest_first
 from symgeo.distributed.processes import PeerError, Processes, processes
 from symgeo.distributed.replicas import check_replicas, check_same
-from symgeo.distributed.shards import is_sharded, local, refuse_sharded
+from symgeo.distributed.shards import is_sharded, local, refuse_parts, refuse_sharded
 
 __all__ = [
     "Exchange",
@@ -16,5 +16,6 @@ __all__ = [
     "local",
     "longest_first",
     "processes",
+    "refuse_parts",
     "refuse_sharded",
 ]

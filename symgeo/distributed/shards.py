@@ -56,6 +56,16 @@ def refuse_sharded(params: Mapping[str, Tensor], remedy: str) -> None:
             raise ValueError(f"params: {name!r} is sharded over processes, and needed whole; {remedy}")
 
 
+def refuse_parts(params: Mapping[str, Tensor]) -> None:
+    """Raises ``ValueError`` naming the first tensor of which this process alone does not hold everything."""
+    for name, p in params.items():
+        if local(p).shape != p.shape:
+            raise ValueError(
+                f"process_group: parameter {name!r} is sharded, and this process holds {tuple(local(p).shape)} of "
+                f"{tuple(p.shape)}; needed the processes that hold it, found one"
+            )
+
+
 def whole(box: Tensor) -> Box:
     """A tensor of which every process has everything."""
     return Box((0,) * box.dim(), tuple(box.shape))

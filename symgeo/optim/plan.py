@@ -63,8 +63,10 @@ class Plan:
         if len(splits) == 2:
             _check_commuting(splits, actions)
         self.symmetries = whole
-        self.share: Alone | Shared = Alone(self.members)
-        if team is not None:
+        self.share: Alone | Shared
+        if team is None:
+            self.share = Alone(self.members)
+        else:
             units = find_units(list(self.members), actions, splits, options.trivial)
             self.share = Shared(team, self.members, units, self.dtype)
             elsewhere = self.members.keys() - self.share.owned.keys()

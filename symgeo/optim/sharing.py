@@ -17,7 +17,7 @@ from torch import Tensor
 
 from symgeo.curvature import Bucket, Decomposition
 from symgeo.curvature.spectrum import agreeing
-from symgeo.distributed import Exchange, Processes, is_sharded, local, longest_first
+from symgeo.distributed import Exchange, Processes, is_sharded, local, longest_first, refuse_parts
 from symgeo.optim.statistics import is_diagonal
 from symgeo.symmetry import Action
 
@@ -38,9 +38,13 @@ class Survey:
 
 
 class Alone:
-    """One process that owns everything."""
+    """One process that owns everything.
+
+    Raises ValueError naming a parameter of which it does not hold everything.
+    """
 
     def __init__(self, members: Mapping[str, Tensor]) -> None:
+        refuse_parts(members)
         self.owned = dict(members)
 
     @contextmanager
@@ -54,11 +58,11 @@ class Alone:
 
     def gradients(self, survey: Survey) -> dict[str, Tensor]:
         """The whole gradients of what this process owns; none where there is none anywhere."""
-        return {name: p.grad for name, p in self.owned.items() if p.grad is not None}
+        return {name: local(p.grad) for name, p in self.owned.items() if p.grad is not None}
 
     def weights(self) -> dict[str, Tensor]:
         """The whole parameters that this process owns."""
-        return self.owned
+        return {name: local(p) for name, p in self.owned.items()}
 
     def spread(self, step: Mapping[str, Tensor], survey: Survey) -> Mapping[str, Tensor]:
         """The steps of all parameters, as this process holds them."""

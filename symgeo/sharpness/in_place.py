@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from manifolds.geodesic import METHODS
-from symgeo.distributed import Processes, check_replicas, check_same, is_sharded, processes
+from symgeo.distributed import Processes, check_replicas, check_same, is_sharded, processes, refuse_parts
 from symgeo.functional import Loss, functional_loss
 from symgeo.progress import track
 from symgeo.sharpness.ascent import Ascent, Objective, auto_pgd
@@ -91,8 +91,7 @@ def _team(params: Mapping[str, Tensor], group: Any) -> Processes | None:
         replica = next(name for name in params if name not in sharded)
         raise ValueError(f"model: {sharded[0]!r} is sharded and {replica!r} is not; apply fully_shard to all of it")
     if team is None:
-        if sharded:
-            raise ValueError(f"process_group: {sharded[0]!r} is sharded; needed the processes that hold it, found one")
+        refuse_parts(params)
         return None
     check_same(team, params)
     check_replicas(team, params)

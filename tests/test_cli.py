@@ -237,6 +237,8 @@ def test_sharpness(toy: Path, capsys: pytest.CaptureFixture[str]):
     assert f"geodesic inv sharpness  {result['value']:.6g}" in out
     assert "exactly zero" in err
     assert (toy / "figure.png").read_bytes().startswith(b"\x89PNG")
+    assert main([*argv, "--in-place", "--dtype", "float64", "--json", "-", "--quiet"]) == 0
+    assert loads_finite(capsys.readouterr().out)["result"]["value"] == pytest.approx(result["value"], rel=1e-10)
     assert main([*argv, "--batches", "1", "--quiet", "--metric", "mix", "--plot", "figure.pdf"]) == 0
     out, err = capsys.readouterr()
     assert "1 batches" in out and err == ""

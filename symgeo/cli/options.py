@@ -46,6 +46,7 @@ GeodesicOption = Annotated[
 ]
 Steps = Annotated[int, typer.Option(min=1, help="Steps of the search for the worst case.")]
 Radius = Annotated[float, typer.Option(callback=finite_radius, help="Radius of the ball that is searched.")]
+InPlace = Annotated[bool, typer.Option("--in-place", help="Move the model's own parameters: less memory, same result.")]
 Plot = Annotated[str, typer.Option(metavar="FILE", help="Also draw a figure, .png or .pdf.")]
 
 

@@ -8,6 +8,7 @@ from symgeo.cli.options import (
     Data,
     Geodesic,
     GeodesicOption,
+    InPlace,
     Metric,
     MetricOption,
     Model,
@@ -32,6 +33,7 @@ def sharpness(
     batches: Batches = None,
     batch_size: BatchSize = 128,
     plot: Plot = "",
+    in_place: InPlace = False,
     *,
     run: Run,
 ) -> Outcome:
@@ -43,7 +45,7 @@ def sharpness(
     plot_target(plot)
     import torch
 
-    from symgeo import ParameterManifold, geodesic_sharpness
+    from symgeo import ParameterManifold, geodesic_sharpness, in_place_sharpness
     from symgeo.batches import default_loss, load_batches, place
     from symgeo.loading import load_model
     from symgeo.models import find_symmetry
@@ -53,18 +55,17 @@ def sharpness(
     module = load_model(model, device, dtype, run.say)
     listed = [place(batch, device, dtype) for batch in load_batches(data, batch_size, batches)]
     params = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
-    manifold = ParameterManifold(params, find_symmetry(module), metric.value)
-    result = geodesic_sharpness(
-        default_loss(module, listed[0]),
-        params,
-        listed,
-        manifold,
-        rho,
-        steps,
-        geodesic.value,
-        run.seed,
-        progress=not run.quiet,
-    )
+    symmetry, loss = find_symmetry(module), default_loss(module, listed[0])
+    if in_place:
+        result = in_place_sharpness(
+            module, listed, rho, symmetry, metric=metric.value, steps=steps, geodesic=geodesic.value, seed=run.seed,
+            progress=not run.quiet, loss=loss,
+        )
+    else:
+        manifold = ParameterManifold(params, symmetry, metric.value)
+        result = geodesic_sharpness(
+            loss, params, listed, manifold, rho, steps, geodesic.value, run.seed, progress=not run.quiet
+        )
     for warning in result.warnings:
         run.say(f"note: {warning}")
     if plot:

@@ -24,7 +24,7 @@ def in_place_sharpness(
     model: nn.Module, batches: Iterable[Any], rho: float, symmetry: Symmetry | None = None,
     criterion: Callable[..., Tensor] | None = None, metric: str = "inv", rest: str = "adaptive", eps: float = 0.0,
     steps: int = 20, geodesic: str = "exact", seed: int = 0, chunk_bytes: int = CHUNK_BYTES,
-    process_group: Any = None, progress: bool = False,
+    process_group: Any = None, progress: bool = False, loss: Loss | None = None,
 ) -> SharpnessResult:
     r"""The geodesic sharpness of :func:`symgeo.geodesic_sharpness`, with the parameters of the model themselves.
 
@@ -41,6 +41,9 @@ def in_place_sharpness(
     in DistributedDataParallel) or sharded by ``fully_shard``: then coordinates are sharded too, inner products are
     summed over processes, and each pair is worked on by the process that owns it.  Find the symmetry before sharding.
     process_group : the processes, by default all of them; False for this one alone
+
+    ``criterion`` is that of :func:`symgeo.functional_loss`; a ``loss(params, batch)`` of the module may take its place,
+    and is called without params.
 
     The draws at a critical point depend on chunks and processes; everything else is the same as in one process to
     rounding.  Half precision stores points with a relative error that may exceed small ``rho``: use float32.
@@ -66,7 +69,7 @@ def in_place_sharpness(
     team = _team(params, process_group)
     chunks = Chunks(params, constants, Metric(symmetry, metric, rest, eps), team, chunk_bytes)
     kind = f"geodesic {metric}" if chunks.pairs else rest
-    search = _Search(bare, functional_loss(bare, criterion), chunks, geodesic, rho)
+    search = _Search(bare, loss or functional_loss(bare, criterion), chunks, geodesic, rho)
     offset = team.rank if chunks.sharded and team is not None else 0
     generator = torch.Generator().manual_seed(seed + 7919 * offset)
     ascents = []

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from _common import main
 from _correlations import interval
-from _populations import TINY, Pace, Population, Reading, handful, language_models, paces, vision_transformers
+from _populations import Population, handful, vision_transformers
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -117,33 +117,27 @@ def ablation(population: Population, rhos: tuple[float, ...], steps: int, seed: 
 
 
 def draw(size: str, seed: int) -> tuple[Figure, dict[str, Any]]:
-    """A row for each population: ratios to the exact sharpness over the radius, and tau at every radius."""
+    """Ratios to the exact sharpness over the radius, and tau at every radius, of vision transformers."""
     if size == "full":
-        rhos, steps = (0.1, 0.3, 1.0), 8
-        vits = vision_transformers(recipe(seed), 64, torch.float64)
-        pace = paces((3e-3, 1e-2), (0.0, 0.3), (16, 64), 2, seed)
-        texts = language_models(Reading(windows=16), pace, seed, torch.float64)
+        rhos, steps = (0.3, 1.0), 8
+        population = vision_transformers(recipe(seed), 64, torch.float64)
     else:
-        rhos, steps = (0.3,), 4
-        vits = handful(seed, torch.float64)
-        texts = language_models(TINY, [Pace(lr, 0.0, 16, seed) for lr in (5e-3, 1e-2, 2e-2)], seed, torch.float64)
-    found = {population.name: ablation(population, rhos, steps, seed) for population in (vits, texts)}
+        rhos, steps = (0.3,), 3
+        population = handful(seed, torch.float64)
+    found = ablation(population, rhos, steps, seed)
     return _figure(found, seed), {
         "parameters": {"rhos": list(rhos), "steps": steps, "variants": list(VARIANTS)},
-        "populations": {name: result.record(seed) for name, result in found.items()},
+        "vision transformers": found.record(seed),
         "notes": NOTES,
     }
 
 
-def _figure(found: dict[str, Ablation], seed: int) -> Figure:
-    figure, lines = plt.subplots(len(found), 3, figsize=(11.5, 3.1 * len(found) + 0.5), squeeze=False)
-    for line, (name, result) in zip(lines, found.items()):
-        _ratios(line[0], result)
-        for ax, metric in zip(line[1:], METRICS):
-            _taus(ax, result, metric, seed)
-        line[0].set_title(f"{name}: ratio to 'exact' (or 'neither')")
-    handles = {label: handle for handle, label in zip(*lines[0][1].get_legend_handles_labels())}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=len(handles))
+def _figure(found: Ablation, seed: int) -> Figure:
+    figure, (left, *others) = plt.subplots(1, 3, figsize=(11.5, 3.6))
+    _ratios(left, found)
+    for ax, metric in zip(others, METRICS):
+        _taus(ax, found, metric, seed)
+    figure.legend(*others[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
     return figure
 
 
@@ -155,8 +149,11 @@ def _ratios(ax: Axes, result: Ablation) -> None:
             line = "--" if metric == "mix" else "-"
             ax.plot(list(ratios), list(ratios.values()), f"o{line}", color=COLOURS[form], markersize=3, label=variant)
     ax.axhline(1, color="0.7", linewidth=0.8, zorder=0)
-    ax.set(xscale="log", yscale="log", xlabel="rho", ylabel="median over models")
-    ax.legend(fontsize=7)
+    ax.set_xticks([float(rho) for rho in result.sharpness], [f"{rho:g}" for rho in result.sharpness])
+    ax.minorticks_off()
+    ax.set(xlabel="rho", ylabel="median over models", title="sharpness / 'exact' (corrections: / 'neither')")
+    ax.margins(y=0.25)
+    ax.legend(fontsize=7, loc="upper left", ncols=2)
 
 
 def _taus(ax: Axes, result: Ablation, metric: str, seed: int) -> None:

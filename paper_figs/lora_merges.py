@@ -37,8 +37,8 @@ def tables(size: str, seed: int) -> tuple[dict[str, dict[str, dict[str, Any]]], 
     """The summary of the example by start of A, and its settings."""
     sys.path.insert(0, str(ROOT / "examples"))
     example = importlib.import_module("merge_lora")
-    small = example.Size(1, 60, 20, 100, ("independent",))
-    chosen = example.SIZES["full"] if size == "full" else small
+    sizes = {"small": (1, 40, 10, 60, ("independent",)), "full": (3, 300, 150, 600, ("independent", "shared"))}
+    chosen = example.Size(*sizes[size])
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         for init in chosen.inits:
@@ -55,7 +55,9 @@ def draw(size: str, seed: int) -> tuple[Figure, dict[str, Any]]:
     first = next(iter(found.values()))
     names = sorted((n for n in first if not n.startswith("adapter ")), key=lambda n: first[n]["accuracy"])
     widths = [2, 2, 1] if times else [2, 2]
-    figure, axes = plt.subplots(1, len(widths), figsize=(2.4 * sum(widths), 5.4), width_ratios=widths)
+    figure, axes = plt.subplots(1, len(widths), figsize=(2.4 * sum(widths), 5.2), width_ratios=widths)
+    axes[1].sharey(axes[0])
+    axes[1].tick_params(labelleft=False)
     _accuracy(axes[0], found, names)
     _gauge(axes[1], found, names)
     if times:
@@ -79,8 +81,9 @@ def _accuracy(ax: Axes, found: dict[str, Any], names: list[str]) -> None:
     for label in ax.get_yticklabels():
         label.set_fontweight("bold" if label.get_text() in OURS else "normal")
     ax.set(xlabel="accuracy, mean over the four shifts", title="filled: tuned scale, hollow: scale 1")
+    ax.set_ylim(-0.6, len(names) - 0.4)
     ax.grid(axis="y", color="0.92")
-    ax.legend(loc="lower right")
+    ax.figure.legend(loc="outside lower center", ncols=len(found))
 
 
 def _gauge(ax: Axes, found: dict[str, Any], names: list[str]) -> None:
@@ -89,8 +92,7 @@ def _gauge(ax: Axes, found: dict[str, Any], names: list[str]) -> None:
         points = [(table[name]["gauge"], place) for name, place in zip(names, places) if "gauge" in table[name]]
         x, y = zip(*points)
         ax.plot(np.maximum(x, 1e-9), y, "o", color=COLOURS[init], markersize=4)
-    ax.set_yticks(range(len(names)), names)
-    ax.set(xscale="log", xlabel="relative change of the merge by re-gauging", ylim=(-0.6, len(names) - 0.4))
+    ax.set(xscale="log", xlabel="relative change of the merge", title="adapters in another gauge")
     ax.grid(color="0.92")
 
 
@@ -98,7 +100,7 @@ def _times(ax: Axes, times: dict[str, Any]) -> None:
     seconds = times["seconds (median)"]
     ax.barh(range(len(seconds)), list(seconds.values()), color="#555555")
     ax.set_yticks(range(len(seconds)), list(seconds))
-    ax.set(xscale="log", xlabel="seconds", title=f"four adapters, {times['width']} x {times['width']},\none thread")
+    ax.set(xlabel="seconds", title=f"one {times['width']} x {times['width']} layer")
 
 
 if __name__ == "__main__":

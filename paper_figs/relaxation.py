@@ -28,7 +28,7 @@ from symgeo.study import Candidate
 
 CONDITIONS = (1.0, 3.0, 10.0, 30.0, 100.0)
 RHO = 0.3
-KINDS = {"plain": ("#D55E00", "P", "--"), "covariant": ("#0072B2", "o", "-")}
+KINDS = {"plain": ("#D55E00", "s", "--"), "covariant": ("#0072B2", "o", "-")}
 GAUGES = ("trained", "moved")
 NOTES = [
     "Straight lines in both, horizontal for their own metric, and the same search. The two are the same metric at "
@@ -82,7 +82,7 @@ def draw(size: str, seed: int) -> tuple[Figure, dict[str, Any]]:
     """Change along orbits; tau and sharpness over eps."""
     if size == "full":
         population = vision_transformers(recipe(seed), 64, torch.float64)
-        epsilons, shown, draws, steps = (0.0, 1e-4, 1e-2, 0.1, 1.0, 10.0), (0.0, 1e-4, 1e-2, 1.0), 3, 8
+        epsilons, shown, draws, steps = (0.0, 1e-4, 1e-2, 0.1, 1.0, 10.0), (0.0, 1e-4, 1e-2, 1.0), 2, 8
     else:
         population = handful(seed, torch.float64)
         epsilons, shown, draws, steps = (0.0, 1e-2), (0.0, 1e-2), 1, 3
@@ -98,6 +98,7 @@ def draw(size: str, seed: int) -> tuple[Figure, dict[str, Any]]:
     _orbits(left, orbits)
     _taus(middle, taus, epsilons)
     _sharpness(right, found, epsilons)
+    figure.legend(*right.get_legend_handles_labels(), loc="outside lower center", ncols=4)
     return figure, {
         "parameters": {"rho": RHO, "steps": steps, "conditions": list(CONDITIONS), "draws": draws,
                        "condition_of_moved": CONDITIONS[-1], "eps": list(epsilons)},
@@ -122,7 +123,7 @@ def _orbits(ax: Axes, orbits: dict[str, Any]) -> None:
     ax.set_xlabel("condition number of the gauge change")
     ax.set_xticks(CONDITIONS, [f"{c:g}" for c in CONDITIONS])
     ax.minorticks_off()
-    ax.legend(fontsize=7)
+    ax.legend(fontsize=7, loc="center right")
 
 
 def _places(epsilons: tuple[float, ...]) -> list[float]:
@@ -134,7 +135,6 @@ def _axis(ax: Axes, epsilons: tuple[float, ...]) -> None:
     ax.set(xscale="log", xlabel="eps")
     ax.set_xticks(_places(epsilons), [f"{eps:g}" for eps in epsilons])
     ax.minorticks_off()
-    ax.legend(fontsize=7)
 
 
 def _taus(ax: Axes, taus: dict[str, dict[str, list[RankCorrelation]]], epsilons: tuple[float, ...]) -> None:
@@ -144,7 +144,7 @@ def _taus(ax: Axes, taus: dict[str, dict[str, list[RankCorrelation]]], epsilons:
             x = [place * 1.25 ** (2 * i + j - 1.5) for place in _places(epsilons)]
             face = colour if gauge == "trained" else "none"
             interval(ax, x, row, color=colour, marker=marker, linestyle=line, markersize=4, markerfacecolor=face,
-                     linewidth=0.8, label=f"{kind}, {gauge}")  # fmt: skip
+                     linewidth=0.8)  # fmt: skip
     ax.axhline(0, color="0.7", linewidth=0.8, zorder=0)
     ax.set(ylim=(-1.05, 1.05), title="Kendall's tau with the loss gap")
     _axis(ax, epsilons)
@@ -157,8 +157,8 @@ def _sharpness(ax: Axes, found: dict[str, Any], epsilons: tuple[float, ...]) -> 
             ratios = [float(np.median(np.divide(row, found["trained"]["covariant"][0]))) for row in rows]
             face = colour if gauge == "trained" else "none"
             ax.plot(_places(epsilons), ratios, line, color=colour, marker=marker, markersize=4, markerfacecolor=face,
-                    linewidth=1.0, label=f"{kind}, {gauge}")  # fmt: skip
-    ax.set(yscale="log", title="sharpness / that at eps = 0, median over models")
+                    linewidth=1.0, label=f"{kind}, gauge {gauge}")  # fmt: skip
+    ax.set(title="sharpness / that at eps = 0, median over models")
     _axis(ax, epsilons)
 
 

@@ -208,7 +208,7 @@ def study(count: int, seed: int) -> Study:
 
 def draw(size: str, seed: int) -> tuple[Figure, dict[str, Any]]:
     """The first problem as a picture, and the numbers of all: 1 problem (small) or 3 (full)."""
-    count, problems = {"small": (8, 1), "full": (50, 3)}[size]
+    count, problems = {"small": (4, 1), "full": (50, 3)}[size]
     studies = {number: study(count, number) for number in range(seed, seed + problems)}
     return _figure(studies[seed]), {
         "parameters": {

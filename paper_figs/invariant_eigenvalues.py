@@ -171,10 +171,10 @@ def change(found: list[float], start: list[float]) -> dict[str, float]:
 
 
 def vit(size: str, seed: int) -> tuple[Loss, Params, Any, TinyViT]:
-    """A vision transformer of a thousand parameters, trained on some digits."""
-    images, steps = {"small": (50, 150), "full": (200, 800)}[size]
+    """A vision transformer of a thousand parameters (a few hundred when small), trained on some digits."""
+    images, steps, width, hidden = {"small": (50, 150, 4, 5), "full": (200, 800, 8, 11)}[size]
     data = digits(train=images, seed=seed)
-    model = TinyViT(patch_size=4, width=8, depth=1, heads=2, mlp_width=11,
+    model = TinyViT(patch_size=4, width=width, depth=1, heads=2, mlp_width=hidden,
                     generator=torch.Generator().manual_seed(seed)).double()
     batch = data.train_images.double(), data.train_labels
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.0)

@@ -166,7 +166,7 @@ def _spread(values: list[float]) -> dict[str, float | int | None]:
 
 def draw(size: str, seed: int) -> tuple[Figure, dict[str, Any]]:
     """Both panels and their numbers."""
-    few, many = {"small": (2, 3), "full": (5, 50)}[size]
+    few, many = {"small": (1, 2), "full": (5, 50)}[size]
     spread, amplitude = by_spread(SPREADS[size], few, seed), by_amplitude(AMPLITUDES[size], many, seed)
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.8))
     _differences(axes[0], spread)

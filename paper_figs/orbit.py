@@ -214,7 +214,7 @@ def follow(model: Model, seeds: range, steps: int) -> Orbit:
 
 def draw(size: str, seed: int) -> tuple[Figure, dict[str, Any]]:
     """One model (small) or two (full), a row of panels for each."""
-    examples, training_steps, draws, steps = {"small": (32, 120, 2, 6), "full": (64, 1000, 5, 12)}[size]
+    examples, training_steps, draws, steps = {"small": (32, 120, 1, 6), "full": (64, 1000, 5, 12)}[size]
     models = [vit(examples, training_steps, seed)]
     notes = list(NOTES)
     if size == "full" and find_spec("transformers"):

@@ -75,10 +75,10 @@ def on_manifold(metric: str, points: Array) -> float:
     return float(mean.point.prod())
 
 
-def means(seed: int) -> list[dict[str, Any]]:
+def means(seed: int, gauges: int) -> list[dict[str, Any]]:
     """Merges of the two predictors for random gauges of both: the largest difference from the closed forms."""
     rows = []
-    copies = random_copies(seed)
+    copies = random_copies(seed, gauges)
     p = predictor(np.array(POINTS))
     for method, name in MEANS.items():
         expected = power_mean(p, method)
@@ -92,9 +92,9 @@ def means(seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def random_copies(seed: int) -> list[Array]:
-    """The two points as they are, and in ten random gauges."""
-    gauges = np.exp(np.random.default_rng(seed).normal(0, 1.5, (10, 2)))
+def random_copies(seed: int, count: int) -> list[Array]:
+    """The two points as they are, and in random gauges."""
+    gauges = np.exp(np.random.default_rng(seed).normal(0, 1.5, (count, 2)))
     return [np.array(POINTS)] + [np.stack([regauged(q, g) for q, g in zip(POINTS, pair)]) for pair in gauges]
 
 
@@ -116,7 +116,7 @@ def collapse() -> list[dict[str, Any]]:
 
 def draw(size: str, seed: int) -> tuple[Figure, dict[str, Any]]:
     """The plane, and merged predictors against the gauge of one input; the seed draws the gauges of `means`."""
-    count = {"small": 21, "full": 101}[size]
+    count, random = {"small": (5, 2), "full": (101, 10)}[size]
     gauges = np.geomspace(0.05, 20, count)
     copies = np.stack([np.broadcast_to(POINTS[0], (count, 2)), regauged(POINTS[1], gauges)], -2)
     merged = {"euclidean": predictor(euclidean(copies)), "fisher": predictor(fisher(copies))}
@@ -132,7 +132,7 @@ def draw(size: str, seed: int) -> tuple[Figure, dict[str, Any]]:
     fallbacks = {method: quotient(method, opposed)[1] for method in MEANS if method != "bures"}
     return figure, {
         "parameters": {"points": [list(q) for q in POINTS], "gauges": count},
-        "means": means(seed),
+        "means": means(seed, random),
         "copies_of_one_predictor": collapse(),
         "range_over_gauges": {name: [float(v.min()), float(v.max())] for name, v in merged.items()},
         "opposite_signs": {method: report["fallback"] for method, report in fallbacks.items()},

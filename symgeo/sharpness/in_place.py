@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
 from typing import Any
@@ -72,17 +73,11 @@ def in_place_sharpness(
     search = _Search(bare, loss or functional_loss(bare, criterion), chunks, geodesic, rho)
     offset = team.rank if chunks.sharded and team is not None else 0
     generator = torch.Generator().manual_seed(seed + 7919 * offset)
-    ascents = []
     with chunks.kept() as restore:
+        ascents = []
         for batch in track(data, f"{kind} sharpness", progress):
             restore()
-            search.check(batch)
-            if rho == 0:
-                value, _ = search.objective(batch)(chunks.origin())
-                ascents.append(Ascent(chunks.origin(), value, [value], 0))
-            else:
-                ascents.append(auto_pgd(search.objective(batch), chunks.origin(), rho, steps,
-                                        lambda: chunks.random(generator), chunks.inner))
+            ascents.append(search.climb(batch, steps, generator))
     return summarise(ascents, chunks, rho, kind, geodesic, steps)
 
 
@@ -108,7 +103,17 @@ class _Search:
         self._loss, self._chunks, self._geodesic, self._rho = loss, chunks, geodesic, rho
         self._sharders = _sharders(model) if chunks.sharded else []
 
-    def objective(self, batch: Any) -> Objective:
+    def climb(self, batch: Any, steps: int, generator: torch.Generator) -> Ascent:
+        """The best point for a batch, from the parameters as they are now."""
+        self._check(batch)
+        chunks, objective = self._chunks, self._objective(batch)
+        if self._rho == 0:
+            value, _ = objective(chunks.origin())
+            return Ascent(chunks.origin(), value, [value], 0)
+        draw = functools.partial(chunks.random, generator)
+        return auto_pgd(objective, chunks.origin(), self._rho, steps, draw, chunks.inner)
+
+    def _objective(self, batch: Any) -> Objective:
         """Value and horizontal gradient at coordinates: one forward and one backward pass."""
         def at(z: Tensor) -> tuple[float, Tensor]:
             self._chunks.write(z, self._geodesic, self._rho)
@@ -119,7 +124,7 @@ class _Search:
         return at
 
     @torch.no_grad()
-    def check(self, batch: Any) -> None:
+    def _check(self, batch: Any) -> None:
         """Raises where the loss is not finite, or changes when only the gauge does."""
         given = check_base(self._evaluate(batch, backward=False))
         if self._chunks.pairs:

@@ -238,6 +238,8 @@ def failures() -> None:
     other = MAKERS["one side"](twin)
     give(twin, 0)
     RECORD["replicas that differ"] = said(other.step)
+    one = {f"w{dist.get_rank()}": nn.Parameter(torch.ones(2, 2))}
+    RECORD["names that differ"] = said(lambda: SymO(one.items(), Symmetry({}, {}), lr=0.1))
     bare = nn.Linear(2, 2 + dist.get_rank())
     RECORD["parameters that differ"] = said(lambda: SymO(bare.named_parameters(), presets.muon(bare), lr=0.1))
     apart = SymO(bare.named_parameters(), presets.muon(bare), lr=0.1, process_group=False)

@@ -213,9 +213,10 @@ class SymO(torch.optim.Optimizer):
     def _planned(self) -> Plan:
         if self._plan is None:
             team = processes(self._process_group)
-            self._plan = Plan(self.param_groups, self._symmetries, self._options, team)
             if team is not None:
-                check_same(team, self._plan.params)
+                check_same(team, {name: p for group in self.param_groups
+                                  for name, p in zip(group["param_names"], group["params"])})
+            self._plan = Plan(self.param_groups, self._symmetries, self._options, team)
         return self._plan
 
     def _step_members(self, plan: Plan, survey: Survey) -> None:

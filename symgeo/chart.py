@@ -14,6 +14,7 @@ from torch import Tensor
 
 from manifolds.frame import PairFrame
 from symgeo.functional import Params
+from symgeo.kernels import exponential_map
 from symgeo.pairs import PairLayout
 
 #: coordinates of the rest ``(..., d)``, and of each batch of pairs ``(..., B, n + m, h)``, real or complex
@@ -147,7 +148,7 @@ class Chart:
             return self.rest + t * z
         step = z if isinstance(t, float) and t == 1.0 else t * z
         if method == "exact":
-            return self.rest * step.exp()
+            return exponential_map(self.rest, step)
         if method == "taylor2":
             return self.rest * (1 + step + 0.5 * step * step)
         return torch.addcmul(self.rest, self.rest, step)

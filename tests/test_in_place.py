@@ -156,7 +156,9 @@ def test_mixed_precision_and_bad_input() -> None:
     model = vit(torch.float32)
     symmetry = symgeo.find_symmetry(model)
     with torch.autocast("cpu", dtype=torch.bfloat16):
+        before = model(data(torch.float32)[0][0])
         low = in_place_sharpness(model, data(torch.float32), 0.3, symmetry, CROSS_ENTROPY, steps=4).value
+        assert torch.equal(model(data(torch.float32)[0][0]), before)  # no cast of a moved parameter is left
     high = in_place_sharpness(model, data(torch.float32), 0.3, symmetry, CROSS_ENTROPY, steps=4).value
     assert low == pytest.approx(high, rel=0.2)
     for arguments, message in (

@@ -58,8 +58,9 @@ class Exchange:
                 result[name] = found[name]
             elif name in kept:
                 mine = kept[name]
-                empty = torch.zeros(self.shapes[name], dtype=dtype(name), device=self.devices[name])
-                result[name] = empty if mine is None else local(mine)
+                if mine is None:
+                    mine = torch.zeros(self.shapes[name], dtype=dtype(name), device=self.devices[name])
+                result[name] = local(mine)
         return result
 
     def spread(self, whole: Mapping[str, Tensor], names: Iterable[str], dtype: torch.dtype) -> dict[str, Tensor]:

@@ -8,3 +8,6 @@ from symgeo.groups.permutation import Permutation
 from symgeo.groups.rotary import Rotary
 
 __all__ = ["Cyclic", "GeneralLinear", "Group", "Orthogonal", "Permutation", "PositiveScaling", "Rotary", "SignFlip"]
+
+#: groups whose class alone says which elements they have
+KNOWN = (Cyclic, GeneralLinear, Orthogonal, Permutation, PositiveScaling, Rotary, SignFlip)

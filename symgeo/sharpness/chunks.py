@@ -23,7 +23,7 @@ from symgeo.groups import GeneralLinear, Rotary
 from symgeo.kernels import inner_products
 from symgeo.symmetry import Symmetry
 
-#: bytes of parameters in one chunk, unless a single unit has more
+#: bytes of the parameters of one chunk in double precision, unless a single unit has more; of one reduced message
 CHUNK_BYTES = 2**27
 
 

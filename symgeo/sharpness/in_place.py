@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -31,7 +31,8 @@ def in_place_sharpness(
 
     The parameters that require a gradient move, all others (a frozen base model under LoRA adapters) are constants
     and cost nothing.  They are overwritten by every point of the search and given back bit for bit, whatever
-    happens.  The exponential map and its derivative are taken ``chunk_bytes`` of parameters at a time, so that beside
+    happens.  The exponential map and its derivative are taken a chunk of parameters at a time, of ``chunk_bytes`` in
+    double precision, so that beside
     the model, its gradients and one copy the memory is that of the search: up to seven vectors of coordinates.
     Activation checkpointing, mixed precision and offloading of the model work as in training: the loss is a forward
     and a backward pass of the module.  Without a symmetry the metric is ``rest`` for everything: "adaptive" then is
@@ -73,7 +74,7 @@ def in_place_sharpness(
     search = _Search(bare, loss or functional_loss(bare, criterion), chunks, geodesic, rho)
     offset = team.rank if chunks.sharded and team is not None else 0
     generator = torch.Generator().manual_seed(seed + 7919 * offset)
-    with chunks.kept() as restore:
+    with search.kept() as restore:
         ascents = []
         for batch in track(data, f"{kind} sharpness", progress):
             restore()
@@ -113,6 +114,21 @@ class _Search:
         draw = functools.partial(chunks.random, generator)
         return auto_pgd(objective, chunks.origin(), self._rho, steps, draw, chunks.inner)
 
+    @contextmanager
+    def kept(self) -> Iterator[Callable[[], None]]:
+        """A context that leaves the module as it was, and nothing else behind."""
+        try:
+            with self._chunks.kept() as restore:
+                yield restore
+        finally:
+            self._forget()
+
+    def _forget(self) -> None:
+        """Drop what torch keeps of parameters as they were, casts and gathered shards: the next pass sees them anew."""
+        torch.clear_autocast_cache()
+        for module in self._sharders:
+            module.reshard()
+
     def _objective(self, batch: Any) -> Objective:
         """Value and horizontal gradient at coordinates: one forward and one backward pass."""
         def at(z: Tensor) -> tuple[float, Tensor]:
@@ -134,9 +150,7 @@ class _Search:
     def _evaluate(self, batch: Any, backward: bool) -> float:
         """The loss, the mean of all processes."""
         team = self._chunks.team
-        torch.clear_autocast_cache()  # of parameters as they were
-        for module in self._sharders:
-            module.reshard()  # so that the next pass gathers the parameters as they are now
+        self._forget()
         for p in self._chunks.params.values():
             p.grad = None
         with team.together() if team is not None and not self._chunks.sharded else nullcontext():

@@ -10,16 +10,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from symgeo.errors import SymmetryError
-from symgeo.groups import (
-    Cyclic,
-    GeneralLinear,
-    Group,
-    Orthogonal,
-    Permutation,
-    PositiveScaling,
-    Rotary,
-    SignFlip,
-)
+from symgeo.groups import KNOWN, Group
 from symgeo.symmetry.action import Action
 from symgeo.symmetry.blocks import chains
 from symgeo.symmetry.dimension import vertical_dimension
@@ -28,9 +19,6 @@ from symgeo.symmetry.flow import Flow
 from symgeo.symmetry.pattern import merge, parse
 
 V = TypeVar("V")
-
-#: groups whose class says which elements they have
-_KNOWN = (Cyclic, GeneralLinear, Orthogonal, Permutation, PositiveScaling, Rotary, SignFlip)
 
 
 @dataclass(frozen=True, init=False)
@@ -244,8 +232,8 @@ class Symmetry:
         for name, group in self.groups.items():
             if not isinstance(group, Group):
                 raise SymmetryError(f"group {name!r} must be a symgeo.groups.Group, found {group!r}")
-            if isinstance(group, _KNOWN) and type(group) not in _KNOWN:
-                parent = next(known for known in _KNOWN if isinstance(group, known)).__name__
+            if isinstance(group, KNOWN) and type(group) not in KNOWN:
+                parent = next(known for known in KNOWN if isinstance(group, known)).__name__
                 raise SymmetryError(
                     f"group {name!r}: {type(group).__name__} is a subclass of {parent}, and would be taken for all of"
                     " it; derive it from symgeo.groups.Group"

@@ -16,6 +16,9 @@ from symgeo.functional import Params
 from symgeo.pairs import PairLayout
 from symgeo.symmetry import Symmetry
 
+#: what to do instead with parameters that are spread over processes
+_WHOLE = "gather them with full_tensor(), or measure the module with symgeo.in_place_sharpness"
+
 RESTS = {"adaptive": Elementwise, "euclidean": Flat}
 
 
@@ -61,6 +64,7 @@ class ParameterManifold:
 
     def pack(self, params: Mapping[str, Tensor], what: str = "params") -> dict[str, Tensor]:
         """A dict of parameters (or a tangent vector) as one flat vector and batches of stacked pairs."""
+        refuse_sharded(params, _WHOLE)
         for name, shape in self.shapes.items():
             if name not in params:
                 raise ValueError(f"{what}: parameter {name!r} of shape {shape} is missing")
@@ -125,7 +129,7 @@ class ParameterManifold:
 def _check_floating(params: Mapping[str, Tensor]) -> None:
     if not params:
         raise ValueError("params: needed at least one parameter; the dict is empty")
-    refuse_sharded(params, "gather them with full_tensor(), or measure the module with symgeo.in_place_sharpness")
+    refuse_sharded(params, _WHOLE)
     for name, tensor in params.items():
         if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
             kind = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__

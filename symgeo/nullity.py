@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from symgeo.distributed import refuse_sharded
 from symgeo.functional import Params
 from symgeo.models.precision import full_double
 from symgeo.models.probe import inputs, output_function
@@ -107,6 +108,7 @@ def count(
     >>> report.declared, report.measured, report.complete
     (4, 4, True)
     """
+    refuse_sharded(params, "gather them with full_tensor(), or count before fully_shard")
     generator = torch.Generator().manual_seed(seed)
     action = symmetry.bind(params)
     trained = [name for name, x in params.items() if x.is_floating_point() and name not in action.frozen]

@@ -66,6 +66,7 @@ def orbit_mean(symmetry: Symmetry | Decomposition, u: Mapping[str, Tensor], comp
     {'b': tensor([3., 3., 3.])}
     """
     decomposition = decompose(symmetry, u, compact)
+    decomposition.check(u, "u")
     xs = decomposition.encode(u, torch.float64)
     kept = [x if bucket.trivial else torch.zeros_like(x) for bucket, x in zip(decomposition.buckets, xs)]
     return decomposition.restore(decomposition.decode(kept), dict(u))

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from symgeo.curvature.assembly import Assembly, Bucket
 from symgeo.curvature.leaves import Leaves
+from symgeo.distributed import refuse_sharded
 from symgeo.functional import Params
 from symgeo.symmetry import Symmetry
 
@@ -113,7 +114,8 @@ class Decomposition:
         return result
 
     def check(self, params: Mapping[str, Tensor], what: str = "params") -> None:
-        """Raises ValueError unless every parameter that is not frozen is there with its shape, and no other."""
+        """Raises ValueError unless every parameter that is not frozen is there whole with its shape, and no other."""
+        refuse_sharded(params, "gather them with full_tensor(), as SymO does")
         for name, x in params.items():
             if name not in self.shapes:
                 raise ValueError(f"{what}: {name!r} is not among the parameters {', '.join(self.shapes)}")

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from manifolds.geodesic import METHODS
+from symgeo.distributed import refuse_sharded
 from symgeo.functional import Loss, Params
 from symgeo.geometry import ParameterManifold
 from symgeo.hessian.derivatives import Function, SecondDerivative, differentiable
@@ -42,6 +43,7 @@ def geodesic_jet(loss: Loss, params: Params, batches: Iterable[Any], manifold: P
         raise ValueError(f"manifold must be a symgeo.ParameterManifold; got {type(manifold).__name__}")
     if geodesic not in METHODS:
         raise ValueError(f"geodesic must be one of {', '.join(METHODS)}; got {geodesic!r}")
+    refuse_sharded(u, "gather them with full_tensor()")
     chart = manifold.chart(params)
     z = chart.coordinates(u)
     bound = float(z.norm())

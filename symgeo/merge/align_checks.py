@@ -8,6 +8,7 @@ from math import isfinite
 import torch
 from torch import Tensor
 
+from symgeo.distributed import refuse_sharded
 from symgeo.functional import Params
 
 
@@ -24,6 +25,7 @@ def check_same(models: Mapping[str, Params]) -> None:
     if not reference:
         raise ValueError(f"{first}: needed at least one parameter; the dict is empty")
     for label, params in models.items():
+        refuse_sharded(params, "gather them with full_tensor()")
         for name in params:
             if name not in reference:
                 raise ValueError(f"{label}: parameter {name!r} is not in {first}; the models must have the same names")

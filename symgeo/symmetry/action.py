@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from symgeo.distributed import refuse_sharded
 from symgeo.errors import SymmetryError
 from symgeo.groups import Group
 from symgeo.symmetry.bind import bind_layouts
@@ -101,6 +102,7 @@ class Action:
 
         The group maps the plain rows y to A y and the dual rows to A^-T y.
         """
+        self._check_shapes(params)
         sides: tuple[list[Tensor], list[Tensor]] = ([], [])
         for block in self.blocks(name):
             view = split(self.layouts[block.parameter], params[block.parameter])[block.index]
@@ -230,6 +232,7 @@ class Action:
         self._elements.check_names(g)
 
     def _check_shapes(self, params: Params) -> None:
+        refuse_sharded(params, "gather them with full_tensor(), or act before fully_shard")
         translated = [name for shift in self.shifts.values() for name in shift.layouts]
         flowing = [name for flow in self.flows.values() for name in (*flow.moves, *flow.reads)]
         for name in dict.fromkeys([*self.layouts, *translated, *flowing]):

@@ -10,6 +10,7 @@ from math import isfinite, nan
 import torch
 from torch import Tensor
 
+from symgeo.distributed import refuse_sharded
 from symgeo.symmetry.action import Action
 from symgeo.symmetry.spec import Symmetry
 
@@ -121,6 +122,7 @@ def check(
     """
     if samples < 1:
         raise ValueError(f"check needs samples >= 1, found {samples}")
+    refuse_sharded(params, "gather them with full_tensor(), or check before fully_shard")
     action = symmetry.bind(params)
     with torch.no_grad():
         reference = _outputs(f, params)

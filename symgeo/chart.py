@@ -89,7 +89,17 @@ class Chart:
         return self._unpack(packed, {name: torch.zeros_like(p) for name, p in self.constants.items()})
 
     def coordinates(self, u: Params) -> Tensor:
-        """The coordinates of a tangent vector at the point as it was given."""
+        """The coordinates of a tangent vector at the point as it was given; entries of frozen parameters do not count.
+
+        Raises ``ValueError`` naming the entry that is missing, has another shape, or belongs to no parameter.
+        """
+        for name, shape in self.layout.shapes.items():
+            if name not in u or tuple(u[name].shape) != tuple(shape):
+                found = f"shape {tuple(u[name].shape)}" if name in u else "none"
+                raise ValueError(f"tangent vector: needed {name!r} of shape {tuple(shape)}; found {found}")
+        for name in u:
+            if name not in self.order:
+                raise ValueError(f"tangent vector: {name!r} is not a parameter of this manifold")
         packed = self.layout.pack(u)
         rest = packed.pop("rest").to(self.dtype)
         if self.adaptive:

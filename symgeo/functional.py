@@ -12,6 +12,21 @@ Params = dict[str, Tensor]
 Loss = Callable[[Params, Any], Tensor]
 
 
+def outputs_of(model: nn.Module, params: Params, args: tuple[Any, ...] = (), keywords: Mapping[str, Any] = {}) -> Any:
+    """What a module returns with these parameters, through ``torch.func.functional_call``.
+
+    The module is not changed: statistics that it keeps in training mode go to copies.
+
+    >>> norm = nn.BatchNorm1d(2)
+    >>> outputs_of(norm, {}, (torch.randn(5, 2),)).shape, int(norm.num_batches_tracked)
+    (torch.Size([5, 2]), 0)
+    """
+    copies: Params = {}
+    if any(module.training for module in model.modules()):
+        copies = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    return torch.func.functional_call(model, {**copies, **params}, args, dict(keywords))
+
+
 def functional_loss(model: nn.Module, criterion: Callable[..., Tensor] | None = None) -> Loss:
     """``loss(params, batch)`` of a module, through ``torch.func.functional_call``; the module is not changed.
 
@@ -30,7 +45,7 @@ def functional_loss(model: nn.Module, criterion: Callable[..., Tensor] | None = 
 
     def loss(params: Params, batch: Any) -> Tensor:
         if isinstance(batch, Mapping):
-            output = torch.func.functional_call(model, params, (), dict(batch))
+            output = outputs_of(model, params, (), batch)
             if criterion is not None:
                 return criterion(output, batch)
             value = getattr(output, "loss", None)
@@ -43,7 +58,7 @@ def functional_loss(model: nn.Module, criterion: Callable[..., Tensor] | None = 
         if isinstance(batch, (tuple, list)) and len(batch) == 2:
             if criterion is None:
                 raise ValueError("functional_loss: (x, y) batches need a criterion, e.g. torch.nn.CrossEntropyLoss()")
-            return criterion(torch.func.functional_call(model, params, (batch[0],)), batch[1])
+            return criterion(outputs_of(model, params, (batch[0],)), batch[1])
         raise ValueError(f"functional_loss: a batch must be (x, y) or a mapping; got {type(batch).__name__}")
 
     return loss

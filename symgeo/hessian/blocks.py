@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
+from glob import escape
 
 import torch
 from torch import Tensor
@@ -18,6 +19,8 @@ def block(operator: HessianOperator, *patterns: str) -> HessianOperator:
     Raises ``ValueError`` for a pattern that matches nothing, and for operators in other than parameter coordinates.
     """
     space = operator.parameters
+    if not patterns:
+        raise ValueError(f"block: needed the names of parameters, or patterns; there are {', '.join(space.shapes)}")
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in space.shapes):
             raise ValueError(f"block: no parameter is called {pattern!r}; there are {', '.join(space.shapes)}")
@@ -33,14 +36,18 @@ def block(operator: HessianOperator, *patterns: str) -> HessianOperator:
 
 
 def module_blocks(operator: HessianOperator, modules: Iterable[str] | None = None) -> dict[str, HessianOperator]:
-    """The diagonal block of each module, by name; by default of every module that owns a parameter.
+    """The diagonal block of each module, by name.
 
-    A module is what stands before the last dot of a parameter's name; a name given covers everything below it.
+    By default of what every module owns itself, so that the blocks share nothing: a module is what stands before the
+    last dot of a parameter's name.  A name that is given covers everything below it.
     """
     names = operator.parameters.shapes
+    result: dict[str, HessianOperator] = {}
     if modules is None:
-        modules = dict.fromkeys(name.rpartition(".")[0] or name for name in names)
-    result = {}
+        owned: dict[str, list[str]] = {}
+        for name in names:
+            owned.setdefault(name.rpartition(".")[0] or name, []).append(escape(name))
+        return {module: block(operator, *mine) for module, mine in owned.items()}
     for module in modules:
         patterns = [p for p in (module, f"{module}.*") if any(fnmatchcase(name, p) for name in names)]
         result[module] = block(operator, *(patterns or [module]))

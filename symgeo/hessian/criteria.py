@@ -84,6 +84,15 @@ class CrossEntropy(Criterion):
             labels = torch.cat([labels[..., 1:], torch.full_like(labels[..., :1], self.ignore_index)], dim=-1)
         return labels
 
+    def _known(self, output: Tensor, batch: Any) -> Tensor:
+        """The labels, all of which must be classes or ignored."""
+        labels, classes = self._labels(output, batch), output.shape[self.axis]
+        strange = (labels != self.ignore_index) & ((labels < 0) | (labels >= classes))
+        if bool(strange.any()):
+            raise ValueError(f"cross-entropy: needed labels 0 to {classes - 1} or {self.ignore_index}; "
+                             f"found {int(labels[strange][0])}")
+        return labels
+
     def _weights(self, labels: Tensor, like: Tensor) -> Tensor:
         kept = (labels != self.ignore_index).to(like.dtype)
         return (kept / kept.sum()).unsqueeze(-1)
@@ -96,7 +105,7 @@ class CrossEntropy(Criterion):
 
     def curvature(self, output: Tensor, batch: Any) -> Callable[[Tensor], Tensor]:
         """``u -> w (p * u - p <p, u>)``."""
-        labels = self._labels(output, batch)
+        labels = self._known(output, batch)
         p = output.movedim(self.axis, -1).softmax(-1)
         weighted = p * self._weights(labels, p)
 
@@ -108,7 +117,7 @@ class CrossEntropy(Criterion):
 
     def score(self, output: Tensor, batch: Any, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """``p - onehot``."""
-        labels = self._labels(output, batch)
+        labels = self._known(output, batch)
         p = output.movedim(self.axis, -1).softmax(-1)
         if generator is None:
             drawn = labels.clamp(0, p.shape[-1] - 1)

@@ -104,7 +104,7 @@ class Columns:
     @staticmethod
     def _apply(v: Tensor, way: Linear, together: bool) -> Tensor:
         if together and v.shape[1] > 1:
-            return vmap(way, in_dims=1, out_dims=-1)(v)
+            return vmap(way, in_dims=1)(v).movedim(0, -1)  # with out_dims=-1 torch fails where way(v) is constant
         if v.shape[1] == 1:
             return way(v.squeeze(1)).unsqueeze(-1)
         return torch.stack([way(column).detach() for column in v.unbind(1)], dim=-1)
@@ -115,6 +115,11 @@ def _explained(failures: Sequence[Exception]) -> Exception:
     for failure in failures:
         found = next((match[1] for pattern in _OPERATION if (match := re.search(pattern, str(failure)))), None)
         name = found or _custom_function(failure)
+        if name and name.endswith("_"):
+            return ValueError(
+                f"the model cannot be differentiated twice: {name} changes a tensor in place; call model.eval() where "
+                "a module keeps running statistics, and write no results into existing tensors"
+            )
         if name:
             return ValueError(
                 f"the model cannot be differentiated twice: {name} has no second derivative in torch "
@@ -154,31 +159,58 @@ class SecondDerivative:
     def verified(self) -> float:
         """The size of the gradient, after checks: two gradients agree, and products are finite and symmetric.
 
-        ``nn.Embedding`` with a ``padding_idx`` masks that row's gradient but not its forward derivative: where forward
-        over reverse is symmetric up to such rows, reverse over reverse, which masks both, is used from then on.
-        ``ValueError`` for any other asymmetry.
+        Raises ``ValueError`` as :func:`gradient` and :func:`make_symmetric` do, for any of the batches.
         """
         scale = check_repeatable("gradients", lambda: gradient(self.functions[0], self.space))
-        v = probes(self.space.point)
+        for f in self.functions[1:]:
+            gradient(f, self.space)
         for columns in self.maps:
-            image = columns(v)
-            gap = asymmetry(v, image, scale)
-            while gap:
-                seen = v * (image != 0).any(dim=1, keepdim=True)  # masked rows are zero, whatever v is
-                gap = asymmetry(seen, columns(seen), scale)
-                if gap or not columns.reject():
-                    raise not_symmetric("Hessian", gap)
-                image = columns(v)
-                gap = asymmetry(v, image, scale)
+            make_symmetric(columns, probes(self.space.point), scale, "Hessian")
         return scale
 
 
+def make_symmetric(columns: Columns, v: Tensor, scale: float, name: str) -> None:
+    """Strikes ways of the product that are not symmetric only because torch masks gradients and no forward derivative.
+
+    ``nn.Embedding`` with a ``padding_idx`` masks that row's gradient: where the product is symmetric up to such rows,
+    the way in reverse mode, which masks both sides, is used from then on.
+    ``ValueError`` for any other asymmetry, and for products that are not finite.
+    """
+    image = columns(v)
+    gap = asymmetry(v, image, scale)
+    while gap:
+        seen = v * (image != 0).any(dim=1, keepdim=True)  # masked rows are zero, whatever v is
+        gap = asymmetry(seen, columns(seen), scale)
+        if gap or not columns.reject():
+            raise not_symmetric(name, gap)
+        image = columns(v)
+        gap = asymmetry(v, image, scale)
+
+
 def gradient(f: Function, space: FlatSpace) -> Tensor:
-    """The gradient of ``f`` at the point, in flat order."""
+    """The gradient of ``f`` at the point, in flat order; zero for a constant.
+
+    Raises ``ValueError`` where ``f`` is not finite, and for gradients that torch keeps as sparse tensors.
+    """
     leaves = {name: p.detach().requires_grad_() for name, p in space.tangent(space.point).items()}
     with differentiable():
-        slopes = torch.autograd.grad(f(leaves), list(leaves.values()), materialize_grads=True)
+        value = f(leaves)
+        check_finite_loss(value)
+        if not value.requires_grad:
+            return torch.zeros_like(space.point)
+        slopes = torch.autograd.grad(value, list(leaves.values()), materialize_grads=True)
+    for name, slope in zip(leaves, slopes):
+        if slope.layout != torch.strided:
+            raise ValueError(f"the gradient of {name!r} is sparse, and has no second derivative; make the module with "
+                             "sparse=False")
     return space.coordinates(dict(zip(leaves, slopes)))
+
+
+def check_finite_loss(value: Tensor) -> None:
+    """``ValueError`` for the loss of a batch without rows or labels, and of any other that is not finite."""
+    if not bool(torch.isfinite(value).all()):
+        raise ValueError(f"the loss of a batch is {value.detach().flatten()[0].item()} at the parameters; needed a "
+                         "finite one: check for batches without rows or without labels that count")
 
 
 def mean_of(maps: Sequence[Linear], v: Tensor) -> Tensor:

@@ -11,24 +11,31 @@ from torch import Tensor
 from manifolds.linalg import eigh
 
 
-def split_spectrum(values: Tensor, pinv: bool) -> Tensor:
+def split_spectrum(values: Tensor, pinv: bool, computed: bool = True, what: str = "metric") -> Tensor:
     """Which eigenvalues count as positive; ``ValueError`` for an indefinite metric, or a singular one without ``pinv``.
 
-    Relative to the largest, ``d eps`` (at least 1e-13 in double precision) counts as zero.
+    Where ``eigh`` has ``computed`` them, ``d eps`` (at least 1e-13 in double precision) relative to the largest counts
+    as zero.  The entries of a diagonal are exact: there only zero is zero.
     """
     if not bool(torch.isfinite(values).all()):
-        raise ValueError("metric: needed finite entries at the parameters")
+        raise ValueError(f"{what}: needed finite entries at the parameters")
     largest = float(values.abs().max())
-    floor = largest * max(values.numel() * torch.finfo(values.dtype).eps, 1e-13)
+    floor = largest * max(values.numel() * torch.finfo(values.dtype).eps, 1e-13) if computed else 0.0
     if float(values.min()) < -floor:
-        raise ValueError(f"metric: indefinite, with eigenvalue {float(values.min()):.3g}; needed a positive one")
+        raise ValueError(f"{what}: indefinite, with eigenvalue {float(values.min()):.3g}; needed a positive one")
     positive = values > floor
     if largest == 0 or not (pinv or bool(positive.all())):
         raise ValueError(
-            f"metric: singular, {int((~positive).sum())} of {values.numel()} eigenvalues are zero to rounding; add a "
+            f"{what}: singular, {int((~positive).sum())} of {values.numel()} eigenvalues are zero to rounding; add a "
             "multiple of the identity, or pass pinv=True for a map that is not a bijection"
         )
     return positive
+
+
+def check_symmetric(matrix: Tensor, what: str = "metric") -> None:
+    """``ValueError`` for a matrix that differs from its transpose by more than 1e-5 of its largest entry."""
+    if not torch.allclose(matrix, matrix.T, rtol=1e-5, atol=1e-5 * float(matrix.abs().max())):
+        raise ValueError(f"{what}: the matrix is not symmetric")
 
 
 class Frame(ABC):
@@ -97,7 +104,8 @@ class KroneckerFrame(Frame):
 
     def __init__(self, factors: Mapping[str, tuple[Tensor | None, Tensor | None]], shapes: Mapping[str, torch.Size]):
         self.shapes = shapes
-        self.roots = {name: tuple(_powers(f) for f in pair) for name, pair in factors.items()}
+        self.roots = {name: tuple(_powers(f, side, name) for side, f in zip(("left", "right"), pair))
+                      for name, pair in factors.items()}
         self.size = sum(shape.numel() for shape in shapes.values())
 
     def expand(self, y: Tensor) -> Tensor:
@@ -123,10 +131,14 @@ class KroneckerFrame(Frame):
         return torch.cat(pieces, dim=1).T
 
 
-def _powers(factor: Tensor | None) -> tuple[Tensor, Tensor] | None:
+def _powers(factor: Tensor | None, side: str, name: str) -> tuple[Tensor, Tensor] | None:
     """The powers -1/2 and 1/2 of a positive definite factor."""
     if factor is None:
         return None
+    what = f"metric, {side} factor of {name!r}"
+    if not bool(torch.isfinite(factor).all()):
+        raise ValueError(f"{what}: needed finite entries")
+    check_symmetric(factor, what)
     values, vectors = eigh(factor)
-    split_spectrum(values, pinv=False)
+    split_spectrum(values, pinv=False, what=what)
     return (vectors * values.rsqrt()) @ vectors.T, (vectors * values.sqrt()) @ vectors.T

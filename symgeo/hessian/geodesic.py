@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import isfinite
 from typing import Any, NamedTuple
 
 from manifolds.geodesic import METHODS
@@ -47,6 +48,8 @@ def geodesic_jet(loss: Loss, params: Params, batches: Iterable[Any], manifold: P
     chart = manifold.chart(params)
     z = chart.coordinates(u)
     bound = float(z.norm())
+    if not isfinite(bound):
+        raise ValueError("u: the velocity has entries that are not finite")
     data = batch_list(batches)
 
     def along(batch: Any) -> Function:

@@ -14,9 +14,13 @@ from symgeo.hessian.derivatives import (
     Columns,
     Function,
     SecondDerivative,
+    check_finite_loss,
     check_repeatable,
     differentiable,
+    gradient,
+    make_symmetric,
     mean_of,
+    probes,
     pulled,
 )
 from symgeo.hessian.model_loss import ModelLoss
@@ -120,9 +124,15 @@ def _sandwich(loss: ModelLoss, params: Params, batches: Iterable[Any],
         check_repeatable("outputs", lambda: _at(outputs[0], space))
     maps = []
     for index, (function, batch) in enumerate(zip(outputs, data)):
-        middle = curvature(_at(function, space), batch, index)
-        maps.append(_congruence(function, space, middle))
-    return HessianOperator(lambda v: mean_of(maps, v), space, name, chunk).verified(check)
+        output = _at(function, space)
+        if not output.numel():
+            raise ValueError(f"{name}: batch {index} has no rows; the outputs have shape {tuple(output.shape)}")
+        maps.append(_congruence(function, space, curvature(output, batch, index)))
+        check_finite_loss(loss.criterion(output, batch))
+        if check:
+            gradient(_loss_of(loss, batch), space)
+            make_symmetric(maps[-1], probes(space.point), 0.0, name)
+    return HessianOperator(lambda v: mean_of(maps, v), space, name, chunk)
 
 
 def _outputs_of(loss: ModelLoss, batch: Any) -> Function:

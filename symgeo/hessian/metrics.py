@@ -13,7 +13,7 @@ from torch.func import vjp, vmap
 
 from manifolds.linalg import eigh, gram
 from symgeo.functional import Params
-from symgeo.hessian.frames import DenseFrame, DiagonalFrame, Frame, KroneckerFrame, split_spectrum
+from symgeo.hessian.frames import DenseFrame, DiagonalFrame, Frame, KroneckerFrame, check_symmetric, split_spectrum
 from symgeo.hessian.model_loss import ModelLoss
 from symgeo.hessian.space import FlatSpace
 from symgeo.sharpness.worst_case import batch_list
@@ -58,9 +58,10 @@ class MatrixMetric(Metric):
         """By ``eigh``, or entry by entry; ``ValueError`` for a metric that is indefinite, or singular."""
         g = self.matrix(space, space.point).detach()
         if g.ndim == 1:
-            return DiagonalFrame(g, split_spectrum(g, pinv))
-        if not torch.allclose(g, g.T, rtol=1e-5, atol=1e-5 * float(g.abs().max())):
-            raise ValueError("metric: the matrix is not symmetric")
+            return DiagonalFrame(g, split_spectrum(g, pinv, computed=False))
+        if not bool(torch.isfinite(g).all()):
+            raise ValueError("metric: needed finite entries at the parameters")
+        check_symmetric(g)
         values, vectors = eigh(g)
         return DenseFrame(values, vectors, split_spectrum(values, pinv))
 
@@ -82,6 +83,8 @@ class KroneckerMetric(Metric):
         for name, pair in found.items():
             if name not in space.shapes:
                 raise ValueError(f"metric: {name!r} is not a parameter")
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                raise ValueError(f"metric: {name!r} needs two factors, (left, right), of which either may be None")
             shape = matrix_shape(space.shapes[name])
             for side, factor, size in zip(("left", "right"), pair, shape):
                 if factor is not None and factor.shape != (size, size):
@@ -131,6 +134,9 @@ def pullback_metric(map: Callable[[Params], Tensor | Params], inner: Matrix | No
         if inner is None:
             return gram(jacobian)
         g = inner(_as_params(map(params)))
+        if g.shape not in (jacobian.shape[:1], jacobian.shape[:1] * 2):
+            raise ValueError(f"metric: needed a matrix ({len(jacobian)}, {len(jacobian)}) or a diagonal "
+                             f"({len(jacobian)},); got {tuple(g.shape)}")
         return jacobian.T @ (g.unsqueeze(1) * jacobian if g.ndim == 1 else g @ jacobian)
 
     return metric

@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from symgeo.functional import Params
+from symgeo.functional import Params, outputs_of
 from symgeo.hessian.criteria import Criterion
 from symgeo.hessian.criterion_of import as_criterion
 
@@ -41,6 +40,7 @@ def model_loss(model: nn.Module, criterion: Any, target: str = "labels") -> Mode
     ``params`` may be any subset of the named parameters: the others keep their values.
     Call ``model.eval()`` first: dropout makes the loss a random function.
 
+    >>> import torch
     >>> loss = model_loss(nn.Linear(2, 3), "cross_entropy")
     >>> params = {"bias": torch.zeros(3)}
     >>> loss(params, (torch.zeros(5, 2), torch.zeros(5, dtype=torch.long)))  # log 3
@@ -50,9 +50,9 @@ def model_loss(model: nn.Module, criterion: Any, target: str = "labels") -> Mode
     def outputs(params: Params, batch: Any) -> Tensor:
         if isinstance(batch, Mapping):
             inputs = {key: value for key, value in batch.items() if key != target}
-            output = torch.func.functional_call(model, params, (), inputs)
+            output = outputs_of(model, params, (), inputs)
         elif isinstance(batch, (tuple, list)) and len(batch) == 2:
-            output = torch.func.functional_call(model, params, (batch[0],))
+            output = outputs_of(model, params, (batch[0],))
         else:
             raise ValueError(f"a batch must be (x, y) or a mapping; got {type(batch).__name__}")
         output = output if isinstance(output, Tensor) else getattr(output, "logits", None)

@@ -57,13 +57,22 @@ class Reparametrization:
         return moved
 
     def metric(self, metric: Matrix | Tensor) -> Matrix:
-        """The same metric, a matrix or diagonal or a function of Params, in the new coordinates: ``K^T G K``."""
+        """The same metric, a matrix or diagonal or a function of Params, in the new coordinates: ``K^T G K``.
+
+        Its rows stand in the flat order of the Params that ``inverse`` returns, which a function of Params is given.
+        """
+        if not (isinstance(metric, Tensor) or callable(metric)):
+            raise ValueError(f"metric: needed a tensor or a function Params -> tensor; got {type(metric).__name__}")
         return pullback_metric(self.inverse, metric if callable(metric) else lambda params: metric)
 
     def gradient(self, params: Params, gradient: Params) -> Params:
         """The covector ``K^T gradient`` at ``push(params)``, from a gradient at ``params``."""
         new = self.push(params)
         back, pull, *_ = vjp(self.inverse, new)
+        for name, p in back.items():
+            if name not in gradient or gradient[name].shape != p.shape:
+                raise ValueError(f"gradient: needed an entry {name!r} of shape {tuple(p.shape)}; "
+                                 f"found {tuple(gradient[name].shape) if name in gradient else 'none'}")
         (moved,) = pull({name: gradient[name] for name in back})
         return {name: g.detach() for name, g in moved.items()}
 

@@ -122,7 +122,7 @@ class BalancedFrame:
         rest, pairs = z
         if len(rest) == 1:
             return one((rest[0], {name: pair[0] for name, pair in pairs.items()})).unsqueeze(1)
-        return vmap(one, out_dims=1)(z)
+        return vmap(one)(z).T
 
     def _back(self, w: Tensor) -> Pieces:
         """Columns of covectors in flat order as coordinates, ``k`` rows."""

@@ -52,6 +52,10 @@ class FlatSpace(Space):
             raise ValueError("params: needed at least one parameter; the dict is empty")
         refuse_sharded(params, "shards have no second derivatives: gather them with full_tensor(), and split the data "
                                "instead with symgeo.hessian.data_parallel")
+        inferred = any(isinstance(p, Tensor) and p.is_inference() for p in params.values())
+        if inferred or torch.is_inference_mode_enabled():
+            raise ValueError("params: torch.inference_mode() allows no derivatives; use torch.no_grad() instead, and "
+                             "make the parameters outside of it")
         for name, p in params.items():
             if not isinstance(p, Tensor) or not p.is_floating_point():
                 kind = p.dtype if isinstance(p, Tensor) else type(p).__name__

@@ -77,7 +77,8 @@ def process(arguments: list[str], cache: Path, interpret: bool) -> subprocess.Co
 
 @pytest.mark.skipif(INTERPRETING, reason="this is the process in question")
 def test_the_laws_hold_in_the_interpreter(tmp_path: Path) -> None:
-    files = [str(TESTS / name) for name in ("test_kernels.py", "test_kernels_passes.py", "test_kernels_triton.py")]
+    names = ("test_kernels.py", "test_kernels_dispatch.py", "test_kernels_passes.py", "test_kernels_triton.py")
+    files = [str(TESTS / name) for name in names]
     ran = process(["-m", "pytest", "-p", "no:cacheprovider", *files, "-k", "triton"], tmp_path, interpret=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert int(ran.stdout.split(" passed")[0].split()[-1].lstrip("=")) >= 90
@@ -107,7 +108,7 @@ def test_triton_gram_in_several_chunks_and_tiles(f: int, n: int, splits: int) ->
 
     x, tile = random(f, n), Tile(16, 32, 4, 2)
     for center in (False, True):
-        found = triton.gram(x, center, splits, tile)
+        found = triton.gram(x, center, splits=splits, tile=tile)
         wanted = kernels.gram(x.double(), center, backend="reference")
         assert float((found - wanted).norm() / wanted.norm()) <= 1e-6
         assert torch.equal(found, found.mT)

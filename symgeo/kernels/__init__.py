@@ -19,37 +19,44 @@ Any strides and leading batch dimensions, none and empty ones too; dtype and dev
 for the two updates in place), half precision is summed in float32.  The functions here choose a backend by device,
 size and dtype; ``backend=`` or :func:`get` choose it by name.
 
-Triton takes over on a GPU, for tensors without gradient that are not float64, where it saves memory traffic or
-launches: always for ``pair_sums``, ``affine`` and the passes over vectors; for products (``gram``, ``ema_gram``,
-``apply_update``) of half precision with 128 or more rows, and for ``gram`` of up to 32 centred rows; up to 64 x 64 for
-``polar`` and the powers -1, -1/2, -1/4, 1/4, 1/2.  These limits are not measured yet; ``benchmarks/kernels.py`` does.
+Triton takes over on a GPU, for tensors that no derivative and no transform of ``torch.func`` follows, where it saves
+memory traffic or launches: always for ``pair_sums``, ``affine`` and the passes over vectors; for products (``gram``,
+``ema_gram``, ``apply_update``) of half precision with 128 or more rows, and for ``gram`` of up to 32 centred rows; in
+all of them but for float64.  Up to 64 x 64 for ``polar`` and the powers -1, -1/2, -1/4, 1/4, 1/2, of any type, unless
+``method`` says otherwise.  These limits are not measured yet; ``benchmarks/kernels.py`` does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from symgeo.kernels.batched import NEWTON_POWERS
-from symgeo.kernels.dispatch import available, choose, get, names
+from symgeo.kernels.batched import NEWTON_POWERS, largest_eigenvalue, newton_serves
+from symgeo.kernels.dispatch import available, choose, choose_method, get, names
 from symgeo.kernels.inputs import (
     LARGEST_PROGRAM,
     check_average,
     check_coefficients,
+    check_coefficients_fit,
     check_map,
     check_matrices,
     check_update,
     check_vectors,
+    tracked,
 )
 
 #: rows from which on products of half precision go to Triton
 TILED_ROWS = 128
 
 
-def gram(x: Tensor, center: bool = False, *, backend: str | None = None) -> Tensor:
+def gram(x: Tensor, center: bool = False, packed: bool = False, *, backend: str | None = None) -> Tensor:
     """``x x^T`` of ``x (..., f, n)``, exactly symmetric; ``center`` subtracts each row's mean first, in two passes.
+
+    ``packed`` gives the upper triangles, row by row, ``(..., f (f + 1) / 2)``.  Of large products little more than
+    half is computed, on a CPU and where they are packed.
 
     >>> gram(torch.tensor([[1.0, 3.0], [0.0, 2.0]]), center=True)
     tensor([[2., 2.],
@@ -57,36 +64,56 @@ def gram(x: Tensor, center: bool = False, *, backend: str | None = None) -> Tens
     """
     check_matrices("x", x)
     rows = x.shape[-2]
-    return get("gram", backend or choose((center and rows <= 32) or _tiled(rows, x), x))(x, center)
+    if backend is None:
+        backend = choose((center and rows <= 32) or _tiled(rows, x), x)
+    return get("gram", backend)(x, center, packed)
 
 
-def power(t: Tensor, p: float, damping: float = 0.0, *, backend: str | None = None) -> Tensor:
+def power(
+    t: Tensor, p: float, damping: float = 0.0, *, least: float = 0.0, method: str | None = None,
+    backend: str | None = None,
+) -> Tensor:  # fmt: skip
     """``V (s + damping max(s))^p V^T`` for symmetric positive semidefinite ``t = V s V^T (..., n, n)``.
 
-    Eigenvalues that are zero to rounding after damping give zero under every power (a pseudo-inverse).  Entries
-    that are not finite raise ``ValueError`` on the CPU; a GPU is not waited for, and gives none that are.
+    Eigenvalues that are zero to rounding after damping give zero under every power (a pseudo-inverse).  ``least``
+    is a lower bound of the smallest eigenvalue as a fraction of the largest one, where one is known: products then
+    look for no null space.
+
+    ``method`` "eigh" takes any ``p``, reads the device, and raises ``ValueError`` for entries that are not finite;
+    "newton" takes ``p`` in -1, -1/2, -1/4, 1/4, 1/2, is made of products only, never waits for the device, and gives
+    no finite entries where there were others.  By default it is "eigh" on the CPU; elsewhere "newton" for those
+    powers, but for float64 with ``damping`` and ``least`` below 1e-8, of which products resolve too little.
 
     >>> power(torch.diag(torch.tensor([4.0, 0.0])), -0.5)
     tensor([[0.5000, 0.0000],
             [0.0000, 0.0000]])
     """
     check_matrices("t", t, square=True)
-    small = t.shape[-1] <= LARGEST_PROGRAM and p in NEWTON_POWERS
-    return get("power", backend or choose(small, t))(t, p, damping)
+    if backend is None:
+        small = t.shape[-1] <= LARGEST_PROGRAM and p in NEWTON_POWERS
+        newton = method == "newton" or (method is None and newton_serves(t, p, damping, least))
+        backend = choose(small and newton, t, double=True)
+    extra: dict[str, Any] = choose_method("power", backend, method, library="eigh")
+    if backend != "reference":
+        extra["least"] = least
+    return get("power", backend)(t, p, damping, **extra)
 
 
-def polar(x: Tensor, *, backend: str | None = None) -> Tensor:
+def polar(x: Tensor, *, method: str | None = None, backend: str | None = None) -> Tensor:
     """The polar factor ``U V^T`` of ``x = U s V^T (..., m, n)``, over the singular values that are not zero.
 
-    It does not depend on the scale of ``x``, and is 0 for ``x = 0``.  Entries that are not finite raise
-    ``ValueError`` on the CPU; a GPU is not waited for, and gives none that are.
+    It does not depend on the scale of ``x``, and is 0 for ``x = 0``.  ``method`` "svd", the default on the CPU,
+    raises ``ValueError`` for entries that are not finite; "newton", the default elsewhere, is made of products only,
+    never waits for the device, and gives no finite entries where there were others.
 
     >>> polar(torch.tensor([[3e-12], [4e-12]]))
     tensor([[0.6000],
             [0.8000]])
     """
     check_matrices("x", x)
-    return get("polar", backend or choose(max(x.shape[-2:]) <= LARGEST_PROGRAM, x))(x)
+    if backend is None:
+        backend = choose(max(x.shape[-2:]) <= LARGEST_PROGRAM and method in (None, "newton"), x, double=True)
+    return get("polar", backend)(x, **choose_method("polar", backend, method, library="svd"))
 
 
 def pair_sums(y: Tensor, *, backend: str | None = None) -> Tensor:
@@ -99,7 +126,7 @@ def pair_sums(y: Tensor, *, backend: str | None = None) -> Tensor:
     [2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0, 2.0]
     """
     check_matrices("y", y, square=True)
-    return get("pair_sums", backend or choose(True, y))(y)
+    return get("pair_sums", choose(True, y) if backend is None else backend)(y)
 
 
 def affine(
@@ -107,14 +134,18 @@ def affine(
 ) -> Tensor:
     """``a y_ij + b mean_j(y_ij) + c mean_i(y_ij) + d mean(y)`` of ``y (..., m, n)``.
 
-    A coefficient is a number, or a tensor ``(...)`` with one for each matrix.
+    A coefficient is a number, or a tensor ``(...)`` with one for each matrix.  Raises ``ValueError`` for a tensor that
+    does not broadcast to ``(...)``.
 
     >>> affine(torch.tensor([[1.0, 3.0], [5.0, 7.0]]), 1, -1, -1, 1)
     tensor([[0., 0.],
             [0., 0.]])
     """
     check_matrices("y", y)
-    return get("affine", backend or choose(True, y))(y, a, b, c, d)
+    check_coefficients_fit(y, a=a, b=b, c=c, d=d)
+    if backend is None:
+        backend = choose(not tracked(*(k for k in (a, b, c, d) if isinstance(k, Tensor))), y)
+    return get("affine", backend)(y, a, b, c, d)
 
 
 def ema_gram(
@@ -122,18 +153,20 @@ def ema_gram(
 ) -> Tensor:
     """``t <- beta t + (1 - beta) scale x x^T`` in place, ``t (..., f, f)``, ``x (..., f, n)``; returns ``t``.
 
-    The product is added while it is formed.  ``t`` is symmetric, of which its upper triangle may be taken for
-    granted, and stays so to the last bit; ``center`` subtracts the row means of ``x`` first.  Raises ``ValueError``
-    when ``t`` is kept in half precision, in which an average of Gram matrices loses its definiteness, or does not
-    fit ``x``.
+    ``t`` is symmetric, of which its upper triangle may be taken for granted, and stays so to the last bit; or it is
+    packed, ``(..., f (f + 1) / 2)``.  ``center`` subtracts the row means of ``x`` first.  Entries of ``t`` that are
+    not finite stay so, for ``beta = 0`` too.  Raises ``ValueError`` when ``t`` is kept in half precision, in which an
+    average of Gram matrices loses its definiteness, or does not fit ``x``, and for ``beta`` outside ``[0, 1]``.
 
     >>> t = torch.eye(2)
     >>> ema_gram(t, torch.tensor([[2.0], [4.0]]), beta=0.5)
     tensor([[2.5000, 4.0000],
             [4.0000, 8.5000]])
     """
-    check_average(t, x)
-    return get("ema_gram", backend or choose(_tiled(x.shape[-2], x), t, x))(t, x, beta, scale, center)
+    check_average(t, x, beta)
+    if backend is None:
+        backend = choose(_tiled(x.shape[-2], x), t, x)
+    return get("ema_gram", backend)(t, x, beta, scale, center)
 
 
 def apply_update(
@@ -147,8 +180,9 @@ def apply_update(
     tensor([[ 0., -2.]])
     """
     check_update(w, p, x)
-    worthwhile = _tiled(min(w.shape[-2:]), x) and p.dtype == x.dtype
-    return get("apply_update", backend or choose(worthwhile, w, p, x))(w, p, x, lr, decay)
+    if backend is None:
+        backend = choose(_tiled(min(w.shape[-2:]), x) and p.dtype == x.dtype, w, p, x)
+    return get("apply_update", backend)(w, p, x, lr, decay)
 
 
 def inner_products(vectors: Sequence[Tensor], *, backend: str | None = None) -> Tensor:
@@ -161,7 +195,7 @@ def inner_products(vectors: Sequence[Tensor], *, backend: str | None = None) -> 
     [[5.0, 11.0], [11.0, 25.0]]
     """
     check_vectors(vectors)
-    return get("inner_products", backend or choose(True, *vectors))(vectors)
+    return get("inner_products", choose(True, *vectors) if backend is None else backend)(vectors)
 
 
 def combination(vectors: Sequence[Tensor], coefficients: Tensor, *, backend: str | None = None) -> Tensor:
@@ -175,7 +209,9 @@ def combination(vectors: Sequence[Tensor], coefficients: Tensor, *, backend: str
     """
     check_vectors(vectors)
     check_coefficients(vectors, coefficients)
-    return get("combination", backend or choose(True, *vectors))(vectors, coefficients)
+    if backend is None:
+        backend = choose(True, *vectors) if not tracked(coefficients) else "batched"
+    return get("combination", backend)(vectors, coefficients)
 
 
 def exponential_map(w: Tensor, z: Tensor, out: Tensor | None = None, *, backend: str | None = None) -> Tensor:
@@ -188,8 +224,9 @@ def exponential_map(w: Tensor, z: Tensor, out: Tensor | None = None, *, backend:
     tensor([ 1.0000, -5.4366])
     """
     check_map(w, z, out)
-    tensors = (w, z) if out is None else (w, z, out)
-    return get("exponential_map", backend or choose(True, *tensors))(w, z, out)
+    if backend is None:
+        backend = choose(True, w, z, *(() if out is None else (out,)))
+    return get("exponential_map", backend)(w, z, out)
 
 
 def _tiled(rows: int, x: Tensor) -> bool:
@@ -207,6 +244,7 @@ __all__ = [
     "get",
     "gram",
     "inner_products",
+    "largest_eigenvalue",
     "names",
     "pair_sums",
     "polar",

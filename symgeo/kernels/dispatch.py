@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from symgeo.kernels.inputs import interpreting
+from symgeo.kernels.inputs import interpreting, tracked
 
 FAMILIES = {
     "matrices": ("gram", "power", "polar", "pair_sums", "affine"),
@@ -63,13 +63,30 @@ def get(name: str, backend: str | None = None) -> Callable[..., Tensor]:
     return _function(f"symgeo.kernels.{backend}", name)
 
 
-def choose(worthwhile: bool, *tensors: Tensor) -> str:
-    """Triton where it pays and can run, batched torch otherwise."""
-    if not worthwhile:
+def choose(worthwhile: bool, *tensors: Tensor, double: bool = False) -> str:
+    """Triton where it pays and can run, batched torch otherwise.
+
+    It can for tensors on one GPU that no derivative and no transform of ``torch.func`` follows, and not for those in
+    float64, unless it computes in ``double`` precision anyway.  Only types, devices and the caller's judgement of one
+    matrix count, never how many there are, so that processes that share a batch choose alike.
+    """
+    if not worthwhile or len({x.device for x in tensors}) > 1:
         return "batched"
-    tracked = torch.is_grad_enabled()
-    eager = all(x.is_cuda and x.dtype != torch.float64 and not (x.requires_grad and tracked) for x in tensors)
+    eager = all(x.is_cuda and (double or x.dtype != torch.float64) for x in tensors) and not tracked(*tensors)
     return "triton" if eager and available("triton") else "batched"
+
+
+def choose_method(name: str, backend: str, method: str | None, library: str) -> dict[str, str | None]:
+    """What to hand on to a backend of a kernel that has two methods, "newton" and one of a library.
+
+    Raises ``ValueError`` where the backend has only the other one.
+    """
+    own = {"reference": library, "triton": "newton"}.get(backend)
+    if own is None:
+        return {"method": method}
+    if method not in (None, own):
+        raise ValueError(f"method: {name} of backend {backend!r} is {own!r} only, found {method!r}")
+    return {}
 
 
 def _function(module: str, name: str) -> Callable[..., Any]:

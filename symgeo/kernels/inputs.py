@@ -9,6 +9,7 @@ from functools import reduce
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 # the largest matrix that one Triton program keeps to itself
 LARGEST_PROGRAM = 64
@@ -26,16 +27,27 @@ def check_matrices(name: str, x: Tensor, square: bool = False) -> None:
         raise ValueError(f"{name}: needed a real floating tensor, found {x.dtype}")
 
 
-def check_average(t: Tensor, x: Tensor) -> None:
-    """Raises ``ValueError`` unless ``t`` can average Gram matrices of ``x``."""
+def check_average(t: Tensor, x: Tensor, beta: float) -> None:
+    """Raises ``ValueError`` unless ``t``, whole or packed, can average Gram matrices of ``x`` by ``beta``."""
     check_matrices("x", x)
-    check_matrices("t", t, square=True)
-    if t.dtype != accumulation_type(t.dtype):
+    if not t.is_floating_point() or t.dtype != accumulation_type(t.dtype):
         raise ValueError(f"t: an average of Gram matrices needs float32 or float64, found {t.dtype}")
-    wanted = (*x.shape[:-1], x.shape[-2])
+    *batch, rows, _ = x.shape
+    wanted = (*batch, rows * (rows + 1) // 2) if is_packed(t, x) else (*batch, rows, rows)
     if tuple(t.shape) != wanted:
-        raise ValueError(f"t: x of shape {tuple(x.shape)} needs t of shape {wanted}, found {tuple(t.shape)}")
+        raise ValueError(
+            f"t: x of shape {tuple(x.shape)} needs t of shape {(*batch, rows, rows)}, or upper triangles"
+            f" {(*batch, rows * (rows + 1) // 2)}, found {tuple(t.shape)}"
+        )
+    if not 0.0 <= beta <= 1.0:
+        raise ValueError(f"beta: needed a number from 0 to 1, found {beta}")
+    check_devices("t", t, x=x)
     check_written("t", t)
+
+
+def is_packed(t: Tensor, x: Tensor) -> bool:
+    """Whether ``t`` holds upper triangles of Gram matrices of ``x``: it has one axis less."""
+    return t.dim() == x.dim() - 1
 
 
 def check_update(w: Tensor, p: Tensor, x: Tensor) -> None:
@@ -49,13 +61,63 @@ def check_update(w: Tensor, p: Tensor, x: Tensor) -> None:
         )
     check_matrices("p", p)
     check_matrices("x", x)
+    check_devices("w", w, p=p, x=x)
     check_written("w", w)
+
+
+def check_devices(name: str, first: Tensor, **others: Tensor) -> None:
+    """Raises ``ValueError`` unless the others are where the first one is."""
+    for other, x in others.items():
+        if x.device != first.device:
+            raise ValueError(f"{other}: needed on {first.device} as {name}, found on {x.device}")
+
+
+def check_coefficients_fit(y: Tensor, **coefficients: float | Tensor) -> None:
+    """Raises ``ValueError`` unless each is a number, or a tensor that broadcasts to the batch of ``y (..., m, n)``."""
+    batch = y.shape[:-2]
+    for name, value in coefficients.items():
+        shape = value.shape if isinstance(value, Tensor) else ()
+        places = batch[len(batch) - len(shape) :]
+        if len(shape) > len(batch) or any(size not in (1, place) for size, place in zip(shape, places)):
+            raise ValueError(
+                f"{name}: needed a number, or a tensor with one for each matrix of y, of shape {tuple(batch)} or one"
+                f" that broadcasts to it, found shape {tuple(shape)}"
+            )
 
 
 def check_written(name: str, x: Tensor) -> None:
     """Raises ``ValueError`` where several entries of ``x`` share one place in memory, as those of ``expand`` do."""
-    if any(step == 0 and size > 1 for step, size in zip(x.stride(), x.shape)):
+    if x.numel() and _overlaps(x):
         raise ValueError(f"{name}: needed one place in memory for each entry, found strides {x.stride()}; clone it")
+
+
+def _overlaps(x: Tensor) -> bool:
+    """Whether two entries share a place: never if each stride passes over all that the smaller ones reach."""
+    reach, nested = 0, True
+    axes = sorted((step, size) for step, size in zip(x.stride(), x.shape) if size > 1)
+    for step, size in axes:
+        nested = nested and step > reach
+        reach += step * (size - 1)
+    if nested:
+        return False
+    places = torch.zeros(1, dtype=torch.int64, device="cpu")
+    for step, size in axes:
+        places = (places[:, None] + step * torch.arange(size, device="cpu")).flatten()
+    return len(places.unique()) < len(places)
+
+
+def tracked(*tensors: Tensor) -> bool:
+    """Whether a derivative of either mode, or a transform of ``torch.func``, follows one of the tensors.
+
+    Nothing may then be written in place or by a program.
+    """
+    enabled = torch.is_grad_enabled()
+    return any(
+        (x.requires_grad and enabled)
+        or torch._C._functorch.is_functorch_wrapped_tensor(x)
+        or forward_ad.unpack_dual(x).tangent is not None
+        for x in tensors
+    )
 
 
 def same_memory(written: Tensor, *others: Tensor) -> bool:
@@ -64,12 +126,14 @@ def same_memory(written: Tensor, *others: Tensor) -> bool:
     return any(x.untyped_storage().data_ptr() == place for x in others)
 
 
-def check_power(p: float, damping: float) -> None:
-    """Raises ``ValueError`` unless ``p`` is finite and ``damping`` is finite and not negative."""
+def check_power(p: float, damping: float, least: float = 0.0) -> None:
+    """Raises ``ValueError`` unless ``p`` is finite, ``damping`` finite and not negative, and ``least`` a fraction."""
     if not math.isfinite(p):
         raise ValueError(f"p: needed a finite exponent, found {p}")
     if not (math.isfinite(damping) and damping >= 0):
         raise ValueError(f"damping: needed a finite number >= 0, found {damping}")
+    if not 0.0 <= least <= 1.0:
+        raise ValueError(f"least: needed a fraction from 0 to 1, found {least}")
 
 
 def check_finite(name: str, x: Tensor) -> None:

@@ -11,6 +11,7 @@ from manifolds import linalg
 from symgeo.kernels.inputs import (
     check_average,
     check_coefficients,
+    check_coefficients_fit,
     check_finite,
     check_map,
     check_matrices,
@@ -18,12 +19,16 @@ from symgeo.kernels.inputs import (
     check_update,
     check_vectors,
     cutoff,
+    is_packed,
     widest,
 )
+from symgeo.kernels.triangles import pack
 
 
-def gram(x: Tensor, center: bool = False) -> Tensor:
+def gram(x: Tensor, center: bool = False, packed: bool = False) -> Tensor:
     """``T_ij = sum_k x_ik x_jk``, ``(..., f, n) -> (..., f, f)``, of ``x - rowmean(x)`` if ``center``.
+
+    Upper triangles ``(..., f (f + 1) / 2)`` if ``packed``.
 
     >>> gram(torch.tensor([[1.0, 3.0]]), center=True)
     tensor([[2.]])
@@ -33,7 +38,8 @@ def gram(x: Tensor, center: bool = False) -> Tensor:
     if center:
         wide = wide - wide.mean(-1, keepdim=True)
     square = wide @ wide.mT
-    return (0.5 * (square + square.mT)).to(x.dtype)
+    result = (0.5 * (square + square.mT)).to(x.dtype)
+    return pack(result) if packed else result
 
 
 def power(t: Tensor, p: float, damping: float = 0.0) -> Tensor:
@@ -104,6 +110,7 @@ def affine(y: Tensor, a: float | Tensor, b: float | Tensor, c: float | Tensor, d
     tensor([[212., 232.]])
     """
     check_matrices("y", y)
+    check_coefficients_fit(y, a=a, b=b, c=c, d=d)
     wide = linalg.widen(y)
     a, b, c, d = (torch.as_tensor(k, dtype=wide.dtype, device=y.device)[..., None, None] for k in (a, b, c, d))
     rows, columns, total = wide.mean(-1, keepdim=True), wide.mean(-2, keepdim=True), wide.mean((-2, -1), keepdim=True)
@@ -111,13 +118,14 @@ def affine(y: Tensor, a: float | Tensor, b: float | Tensor, c: float | Tensor, d
 
 
 def ema_gram(t: Tensor, x: Tensor, beta: float, scale: float = 1.0, center: bool = False) -> Tensor:
-    """``t <- beta t + (1 - beta) scale x x^T`` in place.
+    """``t <- beta t + (1 - beta) scale x x^T`` in place, ``t`` whole or packed.
 
     >>> ema_gram(torch.eye(1), torch.tensor([[2.0]]), beta=0.5)
     tensor([[2.5000]])
     """
-    check_average(t, x)
-    return t.copy_(beta * linalg.widen(t) + (1.0 - beta) * scale * gram(linalg.widen(x), center))
+    check_average(t, x, beta)
+    product = gram(linalg.widen(x), center, is_packed(t, x))
+    return t.copy_(beta * linalg.widen(t) + (1.0 - beta) * scale * product)
 
 
 def apply_update(w: Tensor, p: Tensor, x: Tensor, lr: float, decay: float = 0.0) -> Tensor:

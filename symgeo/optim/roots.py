@@ -12,7 +12,7 @@ from manifolds.linalg import eigh, gram, widen
 from symgeo.curvature import Bucket, DenseBlock
 from symgeo.curvature.spectrum import Spectrum, damped_power, largest_of, threshold
 from symgeo.curvature.structured import Block
-from symgeo.kernels.batched import largest_eigenvalue, polar, power
+from symgeo.kernels import largest_eigenvalue, polar, power
 from symgeo.optim.packed import hermitian_product, unpack
 
 #: up to this size eigenvalues are computed in double precision whatever that of the matrix

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from manifolds import linalg
 from symgeo.kernels import reference
-from symgeo.kernels.inputs import accumulation_type, check_matrices, check_power, cutoff
+from symgeo.kernels.batched.slabs import packed_product, whole_product
+from symgeo.kernels.inputs import accumulation_type, check_coefficients_fit, check_matrices, check_power, cutoff
 from symgeo.kernels.polynomials import Step, schedule
 
 NEWTON_POWERS = (-1.0, -0.5, -0.25, 0.25, 0.5)  # those that products alone give
@@ -18,26 +19,27 @@ SQUARINGS = 16
 BOUND_SQUARINGS = 5
 
 
-def gram(x: Tensor, center: bool = False) -> Tensor:
+def gram(x: Tensor, center: bool = False, packed: bool = False) -> Tensor:
     """``x x^T``, of the rows less their means if ``center``: ``(..., f, n) -> (..., f, f)``, exactly symmetric.
 
     The means are subtracted before anything is squared, so that rows with ``mean / std = 1e3`` lose no digits in
-    float32.  Half precision is widened to float32; float32 follows ``torch.backends.cuda.matmul`` on TF32.
+    float32.  Half precision is widened to float32; float32 follows ``torch.backends.cuda.matmul`` on TF32.  ``packed``
+    gives upper triangles ``(..., f (f + 1) / 2)``.
 
     >>> gram(torch.tensor([[1.0, 2.0], [0.0, 1.0]]))
     tensor([[5., 2.],
             [2., 1.]])
     """
     check_matrices("x", x)
-    shape = (*x.shape[:-1], x.shape[-2])
+    *batch, rows, _ = x.shape
     if x.numel() == 0:
-        return x.new_zeros(shape)
+        return x.new_zeros(*batch, rows * (rows + 1) // 2) if packed else x.new_zeros(*batch, rows, rows)
     wide = x.to(accumulation_type(x.dtype))
     if center:
         wide = wide - wide.mean(-1, keepdim=True)
-    flat = wide.reshape(-1, *x.shape[-2:])
-    half = torch.baddbmm(flat.new_empty(1, 1, 1), flat, flat.mT, beta=0, alpha=0.5)  # its first argument is not read
-    return (half + half.mT).reshape(shape).to(x.dtype)
+    if packed:
+        return packed_product(wide, wide).to(x.dtype)
+    return whole_product(wide.reshape(-1, *x.shape[-2:])).reshape(*batch, rows, rows).to(x.dtype)
 
 
 def symmetric(t: Tensor) -> Tensor:
@@ -45,14 +47,13 @@ def symmetric(t: Tensor) -> Tensor:
     return (t + t.mT).mul_(0.5)
 
 
-def power(
-    t: Tensor, p: float, damping: float = 0.0, method: str | None = None, least: float = 0.0
-) -> Tensor:
+def power(t: Tensor, p: float, damping: float = 0.0, method: str | None = None, least: float = 0.0) -> Tensor:
     """``(t + damping max(s) I)^p`` on the range of ``t (..., n, n)``, as :func:`symgeo.kernels.reference.power`.
 
-    ``method`` "eigh" (the default on the CPU) takes any ``p`` and reads the device once.  "newton" (the default
-    elsewhere, where batched eigh is a sequential loop) takes ``p`` in -1, -1/2, -1/4, 1/4, 1/2, is made of
-    products only and never waits for the device; see :func:`_newton_power`.  Both compute in float64.
+    ``method`` "eigh" takes any ``p`` and reads the device once.  "newton" takes ``p`` in -1, -1/2, -1/4, 1/4, 1/2,
+    is made of products only and never waits for the device; see :func:`_newton_power`.  Both compute in float64.
+    By default it is "eigh" on the CPU, and elsewhere, where batched eigh is a sequential loop, "newton" where that
+    serves: see :func:`newton_serves`.
     ``least`` is a lower bound of the smallest eigenvalue as a fraction of the largest one, where one is known: then
     "newton" looks for no null space, which is half of its work.
 
@@ -61,10 +62,9 @@ def power(
             [0.0000, 0.2500]])
     """
     check_matrices("t", t, square=True)
-    check_power(p, damping)
+    check_power(p, damping, least)
     if method is None:
-        resolved = max(damping, cutoff(t.dtype, t.shape[-1])) >= NEWTON_FLOOR
-        method = "newton" if p in NEWTON_POWERS and resolved and t.device.type != "cpu" else "eigh"
+        method = "newton" if t.device.type != "cpu" and newton_serves(t, p, damping, least) else "eigh"
     if method == "eigh":
         return reference.power(t, p, damping)
     if method != "newton":
@@ -76,6 +76,11 @@ def power(
     flat = linalg.widen(t).reshape(-1, *t.shape[-2:])
     result = _newton_power(flat, p, damping, max(cutoff(t.dtype, t.shape[-1]), NEWTON_FLOOR), least)
     return result.reshape(t.shape).to(t.dtype)
+
+
+def newton_serves(t: Tensor, p: float, damping: float, least: float) -> bool:
+    """Whether "newton" has ``p`` and resolves all that counts in ``t``: not in float64 without damping."""
+    return p in NEWTON_POWERS and max(damping, least, cutoff(t.dtype, t.shape[-1])) >= NEWTON_FLOOR
 
 
 def _newton_power(t: Tensor, p: float, damping: float, floor: float, least: float = 0.0) -> Tensor:
@@ -232,6 +237,7 @@ def affine(y: Tensor, a: float | Tensor, b: float | Tensor, c: float | Tensor, d
     tensor([[-1.,  1.]])
     """
     check_matrices("y", y)
+    check_coefficients_fit(y, a=a, b=b, c=c, d=d)
     wide = y.to(accumulation_type(y.dtype))
     a, b, c, d = (_coefficient(k, wide) for k in (a, b, c, d))
     rows, columns = wide.mean(-1, keepdim=True), wide.mean(-2, keepdim=True)

@@ -1,30 +1,33 @@
-"""Updates in place in plain torch: one product that is added while it is formed, then what makes it symmetric."""
+"""Updates in place in plain torch; off the CPU a product is added while it is formed."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from symgeo.kernels.inputs import accumulation_type, check_average, check_update, same_memory
+from symgeo.kernels.batched.matrices import gram
+from symgeo.kernels.inputs import accumulation_type, check_average, check_update, is_packed, same_memory, tracked
 
 
 def ema_gram(t: Tensor, x: Tensor, beta: float, scale: float = 1.0, center: bool = False) -> Tensor:
-    """``t <- beta t + (1 - beta) scale x x^T`` in place, ``t (..., f, f)``, ``x (..., f, n)``; returns ``t``.
+    """``t <- beta t + (1 - beta) scale x x^T`` in place, ``t (..., f, f)`` or packed, ``x (..., f, n)``; returns ``t``.
 
     >>> ema_gram(torch.eye(2), torch.tensor([[2.0], [4.0]]), beta=0.5)
     tensor([[2.5000, 4.0000],
             [4.0000, 8.5000]])
     """
-    check_average(t, x)
-    if x.numel() == 0:
+    check_average(t, x, beta)
+    if t.numel() == 0 or x.numel() == 0:
         return t.mul_(beta)
-    wide = x.to(t.dtype)
+    wide, packed, weight = x.to(t.dtype), is_packed(t, x), (1.0 - beta) * scale
+    if t.device.type == "cpu" or packed or beta == 0.0 or tracked(t, x):
+        product = gram(wide, center, packed)
+        return t.mul_(beta).add_(product, alpha=weight)
     if center:
         wide = wide - wide.mean(-1, keepdim=True)
-    flat = wide.reshape(-1, *x.shape[-2:])
-    average, weight = t.reshape(-1, *t.shape[-2:]), (1.0 - beta) * scale
+    flat, average = wide.reshape(-1, *x.shape[-2:]), t.reshape(-1, *t.shape[-2:])
     half = torch.baddbmm(average, flat, flat.mT, beta=0.5 * beta, alpha=0.5 * weight).reshape(t.shape)
-    return t.copy_(half + half.mT) if half.requires_grad else torch.add(half, half.mT, out=t)
+    return torch.add(half, half.mT, out=t)
 
 
 def apply_update(w: Tensor, p: Tensor, x: Tensor, lr: float, decay: float = 0.0) -> Tensor:
@@ -40,7 +43,7 @@ def apply_update(w: Tensor, p: Tensor, x: Tensor, lr: float, decay: float = 0.0)
         return w
     dtype = accumulation_type(w.dtype)
     flat, left, right = (y.to(dtype).reshape(-1, *y.shape[-2:]) for y in (w, p, x))
-    if flat.data_ptr() == w.data_ptr() and not same_memory(w, p, x):
+    if not tracked(w, p, x) and flat.data_ptr() == w.data_ptr() and not same_memory(w, p, x):
         flat.baddbmm_(left, right, beta=1.0 - lr * decay, alpha=-lr)
         return w
     return w.copy_(torch.baddbmm(flat, left, right, beta=1.0 - lr * decay, alpha=-lr).reshape(w.shape))

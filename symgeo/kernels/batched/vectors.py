@@ -13,6 +13,7 @@ from symgeo.kernels.inputs import (
     check_map,
     check_vectors,
     same_memory,
+    tracked,
     widest,
 )
 
@@ -60,8 +61,9 @@ def combination(vectors: Sequence[Tensor], coefficients: Tensor) -> Tensor:
     wide = accumulation_type(kept)
     c = coefficients.to(wide)
     total = vectors[0].to(wide) * c[0]
+    add = torch.addcmul if tracked(*vectors, coefficients) else Tensor.addcmul_
     for i, u in enumerate(vectors[1:], 1):
-        total.addcmul_(u.to(wide), c[i])
+        total = add(total, u.to(wide), c[i])
     return total.to(kept)
 
 
@@ -73,7 +75,7 @@ def exponential_map(w: Tensor, z: Tensor, out: Tensor | None = None) -> Tensor:
     """
     check_map(w, z, out)
     wide = accumulation_type(widest([w, z]))
-    if torch.is_grad_enabled() and (w.requires_grad or z.requires_grad):
+    if tracked(w, z):
         result = (w.to(wide) * z.to(wide).exp()).to(w.dtype)
     elif out is not None and out.dtype == z.dtype == wide and not same_memory(out, w, z):
         return torch.exp(z, out=out).mul_(w)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from symgeo.kernels.inputs import interpreting
+from symgeo.kernels.inputs import interpreting, tracked
 from symgeo.kernels.programs import tiles
 
 
@@ -20,11 +20,18 @@ def launch(program: Any, grid: tuple[int, ...], *arguments: Any, **constants: An
 
 def check_here(*tensors: Tensor) -> None:
     """Raises ``ValueError`` where nothing could be launched, and for tensors that ask for a derivative."""
-    for x in tensors:
-        if x.device.type == "cpu" and not interpreting():
-            raise ValueError("backend 'triton' needs a tensor on a GPU, found one on the CPU; use backend='batched'")
-        if x.requires_grad and torch.is_grad_enabled():
-            raise ValueError("backend 'triton' has no derivative; detach the tensor, or use backend='batched'")
+    check_untracked(*tensors)
+    if any(x.device.type == "cpu" for x in tensors) and not interpreting():
+        raise ValueError("backend 'triton' needs a tensor on a GPU, found one on the CPU; use backend='batched'")
+
+
+def check_untracked(*tensors: Tensor) -> None:
+    """Raises ``ValueError`` for tensors that ask for a derivative of either mode, and under ``torch.func``."""
+    if tracked(*tensors):
+        raise ValueError(
+            "backend 'triton' has no derivative, of either mode, and does not run under torch.func; detach the tensor,"
+            " or use backend='batched'"
+        )
 
 
 def flat(x: Tensor) -> Tensor:

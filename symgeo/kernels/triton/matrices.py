@@ -17,19 +17,26 @@ from symgeo.kernels.batched.matrices import (
     finish_pair_sums,
     polar_floor,
 )
-from symgeo.kernels.inputs import LARGEST_PROGRAM, accumulation_type, check_matrices, check_power, cutoff
+from symgeo.kernels.inputs import (
+    LARGEST_PROGRAM,
+    accumulation_type,
+    check_coefficients_fit,
+    check_matrices,
+    check_power,
+    cutoff,
+)
 from symgeo.kernels.polynomials import Step, schedule
-from symgeo.kernels.triton.launch import flat, language, launch, padded
+from symgeo.kernels.triton.launch import check_here, check_untracked, flat, language, launch, padded
 
 
-def power(t: Tensor, p: float, damping: float = 0.0) -> Tensor:
+def power(t: Tensor, p: float, damping: float = 0.0, least: float = 0.0) -> Tensor:
     """``(t + damping max(s) I)^p`` of ``(..., n, n)``, n <= 64, p in -1, -1/2, -1/4, 1/4, 1/2; one program each.
 
-    The Newton method of :func:`symgeo.kernels.batched.power`, in float64.  Raises ``ValueError`` for other sizes
-    and powers.
+    The Newton method of :func:`symgeo.kernels.batched.power`, in float64, with the same ``least``.  Raises
+    ``ValueError`` for other sizes and powers.
     """
     check_matrices("t", t, square=True)
-    check_power(p, damping)
+    check_power(p, damping, least)
     _check_size("t", t)
     if p not in NEWTON_POWERS:
         raise ValueError(f"p: backend 'triton' needs one of {NEWTON_POWERS}, found {p}; use backend='batched'")
@@ -37,9 +44,10 @@ def power(t: Tensor, p: float, damping: float = 0.0) -> Tensor:
         return t.clone()
     view, n = flat(t), t.shape[-1]
     floor = max(cutoff(t.dtype, n), NEWTON_FLOOR)
-    cut = damping < floor
+    least = max(damping, least)
+    cut = least < floor
     sign = schedule(0.5 * floor) if cut else ()
-    steps = schedule(math.sqrt(max(damping, 0.5 * floor) / (1.0 + damping)))
+    steps = schedule(math.sqrt(max(least, 0.5 * floor) / (1.0 + damping)))
     out = torch.empty(view.shape, dtype=torch.float64, device=t.device)
     launch(
         programs.power_program, (len(view),), view, out, _table((*sign, *steps), t.device),
@@ -93,6 +101,9 @@ def pair_sums(y: Tensor) -> Tensor:
 def affine(y: Tensor, a: float | Tensor, b: float | Tensor, c: float | Tensor, d: float | Tensor) -> Tensor:
     """``a y + b rowmean + c colmean + d mean`` of ``(..., m, n)`` in two reads and one write."""
     check_matrices("y", y)
+    check_coefficients_fit(y, a=a, b=b, c=c, d=d)
+    check_here(y)
+    check_untracked(*(k for k in (a, b, c, d) if isinstance(k, Tensor)))
     if y.numel() == 0:
         return y.clone()
     wide, view = accumulation_type(y.dtype), flat(y)

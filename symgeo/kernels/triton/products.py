@@ -22,8 +22,10 @@ from symgeo.kernels.inputs import (
     check_matrices,
     check_update,
     interpreting,
+    is_packed,
     same_memory,
 )
+from symgeo.kernels.triangles import pack
 from symgeo.kernels.triton.launch import check_here, flat, halves, language, launch, padded
 
 #: programs that fill a GPU, twice
@@ -40,7 +42,9 @@ class Tile(NamedTuple):
     stages: int
 
 
-def gram(x: Tensor, center: bool = False, splits: int | None = None, tile: Tile | None = None) -> Tensor:
+def gram(
+    x: Tensor, center: bool = False, packed: bool = False, splits: int | None = None, tile: Tile | None = None
+) -> Tensor:
     """``x x^T`` of ``(..., f, n)`` as :func:`symgeo.kernels.batched.gram`: upper tiles, mirrored; no centred copy.
 
     The means come from a pass of their own.  ``splits`` chunks of the columns are summed by different programs
@@ -49,7 +53,8 @@ def gram(x: Tensor, center: bool = False, splits: int | None = None, tile: Tile 
     check_matrices("x", x)
     check_here(x)
     if x.numel() == 0:
-        return x.new_zeros(*x.shape[:-1], x.shape[-2])
+        zeros = x.new_zeros(*x.shape[:-1], x.shape[-2])
+        return pack(zeros) if packed else zeros
     view = flat(x)
     batch, f, n = view.shape
     tile = tile or _tile(x.dtype, f, f, batch, x.device, True, center)
@@ -58,7 +63,8 @@ def gram(x: Tensor, center: bool = False, splits: int | None = None, tile: Tile 
     out = torch.empty(splits, batch, f, f, dtype=kept, device=x.device)
     _gram_into(out, view, center, tile)
     result = out[0] if splits == 1 else symmetric(out.sum(0))
-    return result.reshape(*x.shape[:-1], f).to(x.dtype)
+    result = result.reshape(*x.shape[:-1], f).to(x.dtype)
+    return pack(result) if packed else result
 
 
 def ema_gram(
@@ -69,10 +75,13 @@ def ema_gram(
 
     With few tiles and many columns the product is formed in ``splits`` chunks first, as by :func:`gram`.
     """
-    check_average(t, x)
+    check_average(t, x, beta)
     check_here(t, x)
     if t.numel() == 0 or x.numel() == 0:
         return t.mul_(beta)
+    if is_packed(t, x):
+        product = gram(x.to(t.dtype), center, packed=True, splits=splits, tile=tile)
+        return t.mul_(beta).add_(product, alpha=(1.0 - beta) * scale)
     view, average = flat(x), flat(t)
     if same_memory(average, view):
         view = view.clone()

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from manifolds.frame import frame
 from symgeo import ParameterManifold, Symmetry, SymmetryError, find_symmetry, functional_loss
 from symgeo.functional import Loss, Params
-from symgeo.groups import GeneralLinear
+from symgeo.groups import GeneralLinear, Rotary
 from symgeo.hessian import euclidean_hessian, geodesic_jet, ggn, invariant_hessian, model_loss, riemannian_hessian
 from symgeo.hessian.horizontal import HorizontalBasis
 
@@ -225,6 +225,52 @@ def test_zero_directions_at_a_minimum(metric: str) -> None:
     assert error(whole[whole > 1e-6], quotient) <= 1e-8 and error(plain[plain > 1e-6], quotient) <= 1e-8
     euclidean = euclidean_hessian(loss, params, [target]).eigvalsh()
     assert int((euclidean.abs() < 1e-6).sum()) == 4
+
+
+@pytest.mark.parametrize("name", ["bert", "grouped"])
+def test_zero_eigenvalues_of_blocks_at_a_minimum(name: str) -> None:
+    """Where the targets are attained, the whole Hessian has ``h^2`` zero eigenvalues for each pair, and others only
+    where the quotient has some too; its vertical vectors are among them, which away from the minimum they are not."""
+    model, symmetry, _ = transformer_block(name)
+    width = 6 if name == "bert" else 5
+    inputs = normal(15, 5, width, seed=3)
+    with torch.no_grad():
+        attained = [(inputs, model(inputs))]
+    loss, params = functional_loss(model, nn.functional.mse_loss), params_of(model)
+    manifold = ParameterManifold(params, symmetry)
+    hessian = euclidean_hessian(loss, params, attained).eigvalsh()
+    quotient = riemannian_hessian(loss, params, attained, manifold).eigvalsh()
+    spectra = [values.abs() / values.max() for values in (hessian, quotient)]
+    zeros = [int((values < 1e-14).sum()) for values in spectra]
+    assert zeros[0] - zeros[1] == sum(action_size(manifold)) > 0
+    assert all(values[values >= 1e-14].min() > 1e-12 for values in spectra)  # a gap on both sides
+    xi, _ = vertical(symmetry, params)
+    for data, flat_along in ((attained, True), ([(inputs, attained[0][1] + 1)], False)):
+        image = flat(euclidean_hessian(loss, params, data) @ xi)
+        assert bool(image.norm() <= 1e-9 * hessian.max() * flat(xi).norm()) == flat_along
+
+
+def vertical(symmetry: Symmetry, params: Params) -> tuple[Params, Params]:
+    """The velocity and the acceleration of ``exp(t X) w`` at 0 for a random X of all the GL and rotary groups."""
+    action = symmetry.bind(params)
+    kept = [name for name, group in action.groups.items() if isinstance(group, (GeneralLinear, Rotary))]
+    drawn = action.random_algebra(generator(5))
+    generators = action.element({name: drawn[name] if name in kept else torch.zeros_like(drawn[name])
+                                 for name in drawn})
+    velocity = action.vertical(generators, params)
+    return velocity, action.vertical(generators, velocity)
+
+
+@pytest.mark.parametrize("name", ["bert", "grouped"])
+def test_the_vertical_identity_on_blocks(name: str) -> None:
+    """H[xi, xi] + dL(xi') = 0 for all pairs of queries and keys, values and outputs, with their biases, at once."""
+    model, symmetry, data = transformer_block(name)
+    loss, params = functional_loss(model, nn.functional.mse_loss), params_of(model)
+    xi, turn = vertical(symmetry, params)
+    slope, operator = dense_gradient(loss, params, data), euclidean_hessian(loss, params, data)
+    along, bend = float(flat(xi) @ flat(operator @ xi)), float(slope @ flat(turn))
+    assert abs(float(slope @ flat(xi))) <= 1e-9 * float(slope.norm() * flat(xi).norm())
+    assert abs(along) > 1e-3 and abs(along + bend) <= 1e-9 * (abs(along) + float(slope.norm() * flat(turn).norm()))
 
 
 def test_the_vertical_identity_on_attention() -> None:

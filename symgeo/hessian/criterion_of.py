@@ -59,8 +59,8 @@ class CustomCriterion(Criterion):
             raise ValueError(
                 f"empirical_fisher: needed a criterion that is a mean over the first axis of its outputs; found "
                 f"{float(whole):.6g} for {rows} rows and {float(mean):.6g} as the mean of {len(parts)} parts.  Pass "
-                "one with reduction='mean' and no weights or ignored labels, or 'cross_entropy' or 'causal', which ignore "
-                "the label -100"
+                "one with reduction='mean' and no weights or ignored labels, or 'cross_entropy' or 'causal', which "
+                "ignore the label -100"
             )
 
 

@@ -112,7 +112,7 @@ def balance(g: Tensor, h: Tensor, threshold: float = 1e-10) -> Balance:
     size = g.shape[-1]
     r_g, r_h = _triangle(g, None), _triangle(h, None)
     deficient = _deficient(r_g, r_h, threshold)
-    if bool(deficient.any()):
+    if deficient.device.type != "cpu" or bool(deficient.any()):  # elsewhere asking would wait for the device
         floor = math.sqrt(threshold)
         mask = deficient[..., None, None]
         r_g = torch.where(mask, _triangle(g, floor), r_g)

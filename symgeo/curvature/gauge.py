@@ -30,7 +30,8 @@ def balance(symmetry: Symmetry, params: Mapping[str, Tensor]) -> tuple[Params, E
     averages over it do not depend on the representative.  For one GeneralLinear group the gauge is the symmetric
     positive ``A = ((P^T P)^-1 # (D^T D))^(1/2)``, computed from thin factors; balanced parameters stay where they
     are.  Groups that share a block are balanced in turn until nothing moves (1000 rounds; a RuntimeWarning says if
-    that was not enough).  Other groups, shifts and flows contribute the identity.
+    that was not enough), which reads one number from the device in every round.  Other groups, shifts and flows
+    contribute the identity.
 
     A pair whose product is zero (LoRA with B = 0) has no balanced gauge, its orbit being unbounded in both
     directions: it is left as it is.  A pair that is rank-deficient otherwise is balanced after rows of relative
@@ -67,28 +68,29 @@ def _gauges(action: Action, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
     point: Params = {name: linalg.widen(x.detach()) for name, x in params.items()}
     gauges: dict[str, Tensor] = {}
     rounds = _rounds(action, names)
-    for number in range(_ROUNDS if len(rounds) > 1 else 1):
-        change = 0.0
+    if len(rounds) <= 1:
+        return _balancing(action, names, point, first=True) if names else {}
+    for number in range(_ROUNDS):
+        changes: list[Tensor] = []
         for together in rounds:
             steps = _balancing(action, together, point, first=number == 0)
             point = action.act(Element(steps), point)
             for name, step in steps.items():
                 gauges[name] = action.groups[name].compose(step, gauges[name]) if name in gauges else step
-                change = max(change, _distance(action, name, step))
+                changes.append(_distance(action, name, step))
+        change = float(torch.stack(changes).max())  # the only thing that is read, once in every round
         if change <= _CLOSE:
-            break
-    else:
-        if len(rounds) > 1:
-            warnings.warn(
-                f"balance: after {_ROUNDS} rounds the gauges still move by {change:.0e}; some orbit may have no point"
-                " of least norm", RuntimeWarning, stacklevel=3,
-            )
+            return gauges
+    warnings.warn(
+        f"balance: after {_ROUNDS} rounds the gauges still move by {change:.0e}; some orbit may have no point"
+        " of least norm", RuntimeWarning, stacklevel=3,
+    )
     return gauges
 
 
-def _distance(action: Action, name: str, step: Tensor) -> float:
+def _distance(action: Action, name: str, step: Tensor) -> Tensor:
     one = action.groups[name].identity(action.sizes[name], action.copies[name], step.real.dtype, step.device)
-    return float((step - one).abs().max()) if step.numel() else 0.0
+    return (step - one).abs().max() if step.numel() else step.real.new_zeros(())
 
 
 def _rounds(action: Action, names: list[str]) -> list[list[str]]:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cache
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-
-#: one for each group, kept: its messages between hosts may need a group of their own
-_KNOWN: dict[Any, Processes] = {}
 
 
 class PeerError(RuntimeError):
@@ -40,6 +38,8 @@ class Processes:
         self.ranks = sorted(dist.get_process_group_ranks(group))
         same = dist.get_backend(group) == "gloo"
         self.host = group if same else dist.new_group(self.ranks, backend="gloo", use_local_synchronization=True)
+        self._enqueued = 0  # reductions on a device since the last `together` began
+        self._announced = 0  # bodies of `announcing` so far
 
     def gather(self, message: Any) -> list[Any]:
         """What every process says, in their order; anything that can be pickled."""
@@ -59,7 +59,8 @@ class Processes:
 
         On a CPU it also tells whether another process has failed, and then raises.
         """
-        if x.device.type != "cpu":
+        if not _waits(x.device):
+            self._enqueued += 1
             found = x.detach().clone()
             dist.all_reduce(found, dist.ReduceOp.MAX, group=self.group)
             return found
@@ -70,35 +71,72 @@ class Processes:
 
     def mean_(self, x: Tensor) -> Tensor:
         """The mean of all processes, in place."""
-        dist.all_reduce(x, group=self.group)
-        return x.div_(self.size)
+        return self.sum_(x).div_(self.size)
 
     def sum_(self, x: Tensor) -> Tensor:
         """The sum over all processes, in place."""
-        dist.all_reduce(x, group=self.group)
-        return x
+        sent = x.contiguous()  # in one order of entries everywhere, whatever the strides
+        dist.all_reduce(sent, group=self.group)
+        return x if sent is x else x.copy_(sent)
 
     @contextmanager
-    def together(self) -> Iterator[None]:
+    def together(self, device: torch.device | None = None) -> Iterator[None]:
         """All processes take this step, or none: whatever one of them raises, the others raise as `PeerError`.
 
-        The body may call `maximum` and no other collective.
+        The body may call `maximum` of numbers on `device`, and no other collective.  The reductions on a device that a
+        process has missed when it failed it makes up for, so that the next collective there is the same one for all.
         """
-        reason = None
+        self._enqueued, failed = 0, False
         try:
             yield
         except _PeerFailed:
-            reason = ""
+            failed = True
         except Exception as error:
-            self._vote(torch.zeros((), dtype=torch.float64), True)
-            self.gather(f"{type(error).__name__}: {error}")
+            with suppress(RuntimeError):  # nobody is left to be told
+                self._vote(torch.zeros((), dtype=torch.float64), True)
+                self._explain(f"{type(error).__name__}: {error}", device)
             raise
         else:
-            reason = "" if self._vote(torch.zeros((), dtype=torch.float64), False)[1] else None
-        if reason is not None:
-            said = self.gather(reason)
+            failed = self._vote(torch.zeros((), dtype=torch.float64), False)[1]
+        if failed:
+            said = self._explain("", device)
             rank = next(i for i, text in enumerate(said) if text)
             raise PeerError(f"process {self.ranks[rank]} failed, and all stopped with it: {said[rank]}")
+
+    @contextmanager
+    def announcing(self) -> Iterator[None]:
+        """All processes get through this body, or none goes on: whatever one raises, the others raise as `PeerError`.
+
+        The body may have collectives of its own.  A process that fails leaves a note in the store of the group and
+        raises at once; the others read it when they are through.  Where they are in a collective that the failed
+        process never joins, they stay in it until that process ends or the time of the group is over.
+        """
+        from torch.distributed.distributed_c10d import _get_process_group_store  # not in every build of torch
+
+        store = _get_process_group_store(self.group)
+        number, self._announced = self._announced, self._announced + 1
+        note = f"symgeo announces {number} "
+        try:
+            yield
+        except Exception as error:
+            store.set(f"{note}{self.rank}", f"!{type(error).__name__}: {error}")
+            raise
+        store.set(f"{note}{self.rank}", ".")
+        keys = [f"{note}{rank}" for rank in range(self.size)]
+        store.wait(keys)
+        said = [store.get(key).decode() for key in keys]
+        if number:
+            store.delete_key(f"symgeo announces {number - 1} {self.rank}")  # all have read it
+        for rank, text in zip(self.ranks, said):
+            if text != ".":
+                raise PeerError(f"process {rank} failed, and all stopped with it: {text[1:]}")
+
+    def _explain(self, reason: str, device: torch.device | None) -> list[str]:
+        """Why each process failed, if it did; all of them enqueue equally many reductions."""
+        said = self.gather((reason, self._enqueued))
+        for _ in range(max(count for _, count in said) - self._enqueued):
+            self.maximum(torch.zeros((), dtype=torch.float64, device=device))
+        return [text for text, _ in said]
 
     def _vote(self, value: Tensor, failed: bool) -> tuple[Tensor, bool]:
         both = torch.stack([value.reshape(()), torch.tensor(float(failed), dtype=torch.float64)])
@@ -118,9 +156,18 @@ def processes(group: Any = None) -> Processes | None:
         raise ValueError("process_group: this process is not in the group that was given")
     if dist.get_world_size(found) == 1:
         return None
-    if found not in _KNOWN:
-        _KNOWN[found] = Processes(found)
-    return _KNOWN[found]
+    return _processes(found)
+
+
+@cache
+def _processes(group: Any) -> Processes:
+    """One object for each group, for good: its messages between hosts may need a group of their own."""
+    return Processes(group)
+
+
+def _waits(device: torch.device) -> bool:
+    """Whether a reduction of numbers there has ended when the call returns."""
+    return device.type == "cpu"
 
 
 def all_gather(out: Tensor, x: Tensor, group: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -82,6 +83,12 @@ class Averaged:
             return [matmul_polar(bucket, x) for bucket, x in zip(self.space.buckets, xs)]
         roots = [stack.read(state) for stack in self.stored] if self._keeps else self._roots
         return [applied(root, x, diagonal) for root, x, diagonal in zip(roots, xs, self.space.diagonal)]
+
+    @cached_property
+    def alphabetical(self) -> Tensor:
+        """The numbers of all kinds in the alphabetical order of the parameters that they belong to."""
+        names = [rows[0][0] for bucket in self.space.buckets for rows in bucket.rows]
+        return torch.tensor(sorted(range(len(names)), key=names.__getitem__), device=self.space.decomposition.device)
 
     @property
     def _is_polar(self) -> bool:

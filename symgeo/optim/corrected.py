@@ -33,6 +33,7 @@ from symgeo.functional import Params
 from symgeo.optim.adamw import full_precision
 from symgeo.optim.averaged import Averaged
 from symgeo.optim.eigenbasis import Eigenbasis, debiased_copies, moved
+from symgeo.optim.momentum import steps_after
 from symgeo.optim.options import Options
 from symgeo.optim.rootfree import RootFree
 from symgeo.optim.storage import State
@@ -119,7 +120,7 @@ class Corrected:
         rotated = [y.to(v.dtype) for y, v in zip(rotated, squares)]
         torch._foreach_addcmul_(squares, rotated, rotated, [1 - b2 for b2 in decays])
         # the first gradient had no basis but in a matrix with one entry
-        counts = [max(1, entry["step"] - (v.numel() > 1)) for entry, v in zip(states, squares)]
+        counts = [max(1, steps_after(state, self._members[name]) - (v.numel() > 1)) for name, v in zip(names, squares)]
         return list(torch._foreach_div(squares, [1 - b2**t for b2, t in zip(decays, counts)]))
 
 

@@ -13,7 +13,7 @@ from symgeo.functional import Params
 from symgeo.optim.averaged import Averaged, Coordinates
 from symgeo.optim.options import Options
 from symgeo.optim.space import Space
-from symgeo.optim.statistics import Factor, debiased
+from symgeo.optim.statistics import Factor, debiased, on_device
 from symgeo.optim.storage import State
 
 #: up to this size eigenvectors are computed in double precision whatever that of the matrix
@@ -116,8 +116,8 @@ def _as_weight(weight: Factor, like: Tensor) -> Factor:
 
 
 def _where_seen(steps: Sequence[int], y: Tensor, x: Tensor) -> Tensor:
-    seen = torch.tensor([count > 0 for count in steps], device=x.device).reshape(-1, 1, 1, 1)
-    return torch.where(seen, y, x)
+    seen = on_device([float(count > 0) for count in steps], y.real).reshape(-1, 1, 1, 1)
+    return torch.where(seen > 0, y, x)
 
 
 def debiased_copies(side: Eigenbasis, state: State, i: int, v: Tensor) -> Tensor:

@@ -50,13 +50,13 @@ def _share_scale(first: Averaged, second: Averaged, state: State) -> None:
     """
     if not first.space.buckets:
         return
-    sizes = [_in_order(side, torch.cat([_means(stack.read(state)) for stack in side.averages["gradient"]]))
+    sizes = [torch.cat([_means(stack.read(state)) for stack in side.averages["gradient"]])[side.alphabetical]
              for side in (first, second)]
     usable = (sizes[0] > 0) & (sizes[1] > 0)
     c = torch.where(usable, sizes[0] / torch.where(usable, sizes[1], 1.0), 1.0).sqrt()
     for side, factor in ((first, 1 / c), (second, c)):
         factors = torch.empty_like(factor)
-        factors[_order(side, factor.device)] = factor
+        factors[side.alphabetical] = factor
         parts = factors.split([len(bucket.kinds) for bucket in side.space.buckets])
         for part, average, root in zip(parts, side.averages["gradient"], side.stored):
             _scale(average, state, part)
@@ -72,13 +72,3 @@ def _means(t: Tensor) -> Tensor:
     """The mean eigenvalue of each kind, (K,), of matrices or diagonals with one batch entry."""
     values = t if t.dim() == 3 else t.diagonal(dim1=-2, dim2=-1)
     return values.flatten(1).mean(-1)
-
-
-def _order(side: Averaged, device: torch.device) -> Tensor:
-    """The numbers of all kinds of a side, in the alphabetical order of the parameters that they belong to."""
-    names = [rows[0][0] for bucket in side.space.buckets for rows in bucket.rows]
-    return torch.tensor(sorted(range(len(names)), key=names.__getitem__), device=device)
-
-
-def _in_order(side: Averaged, values: Tensor) -> Tensor:
-    return values[_order(side, values.device)]

@@ -80,6 +80,11 @@ class Plan:
         """The symmetry bound to what is owned."""
         return self.symmetries[0].bind(self.share.owned)
 
+    @cached_property
+    def precisions(self) -> dict[str, torch.dtype]:
+        """That of the momentum of every parameter: at least single."""
+        return {name: torch.promote_types(p.dtype, torch.float32) for name, p in self.params.items()}
+
     @property
     def device(self) -> torch.device:
         """That of the members."""
@@ -94,15 +99,28 @@ class Plan:
         """Whether all sides have an operator from an earlier step."""
         return all(side.ready(state) for side in self.sides)
 
+    @property
+    def waits_for_nothing(self) -> bool:
+        """Whether reading a number is free: on a CPU."""
+        return bool(self.params) and all(p.device.type == "cpu" for p in self.params.values())
+
     def check_finite(self) -> None:
-        """Raises ValueError naming a member whose gradient is not finite; waits for the device."""
-        found = [(name, local(p.grad)) for name, p in self.members.items() if p.grad is not None]
-        if not found:
-            return
-        norms = torch.stack(torch._foreach_norm([grad for _, grad in found]))
-        for (name, _), bad in zip(found, (~torch.isfinite(norms)).tolist()):
-            if bad:
-                raise ValueError(f"the gradient of {name!r} is not finite; skip this step, or clip gradients before it")
+        """Raises ValueError naming a parameter whose gradient is not finite, or too large; waits for the device.
+
+        Too large is a gradient whose square statistics cannot hold: a norm beyond ``sqrt(max) / 16``, 1e18 in single
+        precision.
+        """
+        kinds: dict[torch.dtype, list[tuple[str, Tensor]]] = {}
+        for name, p in self.params.items():
+            if p.grad is not None:
+                wide = self.dtype if name in self.members else self.precisions[name]
+                kinds.setdefault(wide, []).append((name, local(p.grad)))
+        for wide, found in kinds.items():
+            norms = torch.stack(torch._foreach_norm([grad for _, grad in found], 2, wide))
+            limit = torch.finfo(wide).max ** 0.5 / 16
+            for (name, grad), fine in zip(found, (norms <= limit).tolist()):
+                if not fine:
+                    raise ValueError(_size_problem(name, grad, wide, limit))
 
     def check_gradients(self) -> None:
         """Raises ValueError naming a parameter whose gradient is sparse."""
@@ -124,6 +142,13 @@ class Plan:
 
     def _decay(self, name: str) -> float:
         return float(self._groups[name]["betas"][1])
+
+
+def _size_problem(name: str, grad: Tensor, dtype: torch.dtype, limit: float) -> str:
+    if not bool(torch.isfinite(grad).all()):
+        return f"the gradient of {name!r} is not finite; skip this step, or clip gradients before it"
+    return (f"the gradient of {name!r} has the norm {float(grad.double().norm()):.1e}, and statistics in {dtype} hold"
+            f" the squares of norms up to {limit:.1e}; scale the loss down, or clip gradients before this step")
 
 
 def _statistics_dtype(members: Mapping[str, Tensor], options: Options) -> torch.dtype:

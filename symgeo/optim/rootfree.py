@@ -36,8 +36,7 @@ class RootFree:
         """Move the factors towards the second moment of one step's gradient x."""
         moments = [second_moment(bucket, x, None, diagonal)
                    for bucket, x, diagonal in zip(self.space.buckets, xs, self.space.diagonal)]
-        sizes = [t.abs().amax() if diagonal else torch.linalg.matrix_norm(t).amax()
-                 for t, diagonal in zip(moments, self.space.diagonal)]
+        sizes = [t.abs().amax() if diagonal else _norm(t) for t, diagonal in zip(moments, self.space.diagonal)]
         damping = self._options.damping * largest_of(sizes, self._options.damping)
         for i, (bucket, stack, t) in enumerate(zip(self.space.buckets, self._factors, moments)):
             if bucket.trivial and self._options.trivial == "drop":
@@ -56,3 +55,9 @@ class RootFree:
             k = stack.read(state)
             result.append(applied(k.square(), x, True) if diagonal else k @ (k.mH @ x))
         return result
+
+
+def _norm(t: Tensor) -> Tensor:
+    """The largest Frobenius norm of matrices; none of their squares overflows."""
+    largest = t.abs().amax()
+    return largest * torch.linalg.matrix_norm(t / torch.where(largest > 0, largest, 1.0)).amax()

@@ -48,8 +48,18 @@ class Alone:
         self.owned = dict(members)
 
     @contextmanager
+    def announcing(self) -> Iterator[None]:
+        """The same for a body with collectives of its own."""
+        yield
+
+    @contextmanager
     def together(self) -> Iterator[None]:
         """A context in which all processes succeed or fail."""
+        yield
+
+    @contextmanager
+    def agreeing(self) -> Iterator[None]:
+        """A context in which all processes have one largest eigenvalue."""
         yield
 
     def survey(self, params: Mapping[str, Tensor], ready: bool) -> Survey:
@@ -88,16 +98,28 @@ class Shared:
         dtype: torch.dtype,
     ) -> None:
         self.team, self._members, self._dtype = team, members, dtype
+        self._device = next((local(p).device for p in members.values()), torch.device("cpu"))
         ranks = longest_first({i: cost for i, (_, cost) in enumerate(units)}, team.size)
         owner = {name: ranks[i] for i, (names, _) in enumerate(units) for name in names}
         self.exchange = Exchange(team, members, owner)
         self.owned = {name: members[name] for name in self.exchange.owned}
 
     @contextmanager
+    def announcing(self) -> Iterator[None]:
+        """The same for a body with collectives of its own."""
+        with self.team.announcing():
+            yield
+
+    @contextmanager
     def together(self) -> Iterator[None]:
-        """A context in which all processes succeed or fail, and agree on the largest eigenvalue."""
-        device = next((local(p).device for p in self._members.values()), torch.device("cpu"))
-        with self.team.together(), agreeing(lambda size: self.team.maximum(size.to(device))):
+        """A context in which all processes succeed or fail."""
+        with self.team.together(self._device):
+            yield
+
+    @contextmanager
+    def agreeing(self) -> Iterator[None]:
+        """A context, within `together`, in which all processes have one largest eigenvalue."""
+        with agreeing(lambda size: self.team.maximum(size.to(self._device))):
             yield
 
     def survey(self, params: Mapping[str, Tensor], ready: bool) -> Survey:
@@ -128,7 +150,10 @@ class Shared:
             if p.grad is None:
                 p.grad = torch.zeros_like(p)
             if not is_sharded(p):
-                dist.broadcast(p.grad, self.team.ranks[have.index(True)], group=self.team.group)
+                sent = p.grad.contiguous()  # in one order of entries everywhere, whatever the strides
+                dist.broadcast(sent, self.team.ranks[have.index(True)], group=self.team.group)
+                if sent is not p.grad:
+                    p.grad.copy_(sent)
 
     def _kind(self, name: str) -> torch.dtype:
         return self._members[name].dtype

@@ -71,7 +71,7 @@ def spread_over(bucket: Bucket, values: Sequence[Sequence[float]], diagonal: boo
         return flat.pop()
     if bucket.trivial and diagonal:
         repeated = [value for value, (*_, m) in zip(values[0], bucket.rows[0]) for _ in range(m)]
-        return torch.tensor(repeated, dtype=like.dtype, device=like.device).reshape(1, 1, -1)
+        return on_device(repeated, like).reshape(1, 1, -1)
     for row, sources in zip(values, bucket.rows):
         for value, (name, *_) in zip(row, sources):
             if value != row[0]:
@@ -79,8 +79,22 @@ def spread_over(bucket: Bucket, values: Sequence[Sequence[float]], diagonal: boo
                     f"betas[1]: parameters {sources[0][0]!r} and {name!r} share statistics and have {row[0]} and"
                     f" {value}; give their groups the same betas[1]"
                 )
-    column = torch.tensor([row[0] for row in values], dtype=like.dtype, device=like.device)
+    column = on_device([row[0] for row in values], like)
     return column.reshape(-1, 1, 1) if diagonal else column.reshape(-1, 1, 1, 1)
+
+
+def on_device(values: Sequence[float], like: Tensor) -> Tensor:
+    """Numbers as a vector in the dtype and on the device of `like`.
+
+    They travel as arguments of a kernel: a copy from the host's memory would wait for all that the device still has
+    to do.
+
+    >>> on_device([0.9, 0.99], torch.empty(0))
+    tensor([0.9000, 0.9900])
+    """
+    result = torch.zeros(len(values), dtype=like.dtype, device=like.device)
+    torch._foreach_add_(list(result.unbind()), list(values))
+    return result
 
 
 def as_block(t: Tensor, diagonal: bool) -> Block:

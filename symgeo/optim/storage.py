@@ -73,7 +73,7 @@ class Stack:
 
     def steps(self, state: State) -> list[int]:
         """How many steps each kind has seen, or each parameter where they are kept apart."""
-        return [state[p].get(f"{key} steps", 0) for p, key in zip(self.owners, self.keys)]
+        return [state.get(p, {}).get(f"{key} steps", 0) for p, key in zip(self.owners, self.keys)]
 
     def count(self, state: State) -> None:
         """One step more for each."""

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from symgeo.distributed import check_replicas, check_same, local, processes
-from symgeo.optim.adamw import adamw_, descend_, full_precision, moment_
+from symgeo.optim import momentum
+from symgeo.optim.adamw import adamw_, descend_, full_precision
 from symgeo.optim.checkpoint import consolidated, keep_owned
 from symgeo.optim.gauge import Gauge
 from symgeo.optim.graft import adam_steps, grafted
 from symgeo.optim.options import Options
 from symgeo.optim.plan import Plan, check_group, check_overrides, rest_rate
 from symgeo.optim.sharing import Shared, Survey
+from symgeo.optim.undo import undone
 from symgeo.optim.whitening import whitened_step
 from symgeo.symmetry import Symmetry
 
@@ -77,6 +79,15 @@ class SymO(torch.optim.Optimizer):
     (`symgeo.distributed.PeerError`).  State dictionaries hold what a process owns, under the parameters: save and load
     them with `torch.distributed.checkpoint` (any number of processes may load), or as one file with
     `consolidated_state_dict`.
+
+    A step that raises leaves parameters, momentum, statistics and counters as they were, in every process: gradients
+    that are not finite, or whose squares the statistics cannot hold (norms beyond 1e18 in single precision), a closure
+    that raises, or matrices without eigenvalues do so before anything moves.  Only gradients may have changed.
+
+    On an accelerator a step does not wait for the device, except for the eigenvalues of roots="eigh" (estimators
+    "riccati" and "secant", corrected=True, and powers that "newton" does not find) when they are renewed, and, with
+    compact=True, for the singular values of `torch.linalg`; groups that share a block are balanced in rounds that read
+    one number each.  A step that does not wait does not look at the size of gradients either.
 
     A gradient of None counts as zero in the statistics, and its parameter stays where it is.  State is kept under the
     parameters: ``exp_avg``, ``step``, ``exp_avg_sq`` (AdamW and graft="adam") of their shape, at least in single
@@ -185,29 +196,34 @@ class SymO(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step; returns the loss of the closure, if there is one."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        """One step; returns the loss of the closure, if there is one.
+
+        Of several processes all give a closure, or none.  See `symgeo.distributed.Processes.announcing` for one that
+        raises in the middle of collectives of its own.
+        """
         plan = self._planned()
         if not self._checked:
-            self._checked = True
             if isinstance(plan.share, Shared):
                 check_replicas(plan.share.team, plan.params)
-        ready = plan.ready(self.state)
+            self._checked = True
+        ready, loss = plan.ready(self.state), None
+        if closure is not None:
+            with plan.share.announcing(), torch.enable_grad():
+                loss = closure()
         with plan.share.together():
             plan.check_gradients()
-            if plan.members and self._due(plan, ready) and self._options.method(plan.device) == "eigh":
+            if plan.waits_for_nothing or (self._due(plan, ready) and self._options.method(plan.device) == "eigh"):
                 plan.check_finite()
         survey = plan.share.survey(plan.params, ready)
+        step = self._step_members(plan, survey)  # what may fail is behind us; now everything moves
         plan.share.complete(plan.rest, survey)
-        for group, (_, rest) in zip(self.param_groups, plan.split):
+        for group, (named, rest) in zip(self.param_groups, plan.split):
             params = [p for _, p in rest]
-            states = [self.state[p] for p in params]
-            adamw_(params, states, rest_rate(group), group["betas"], group["weight_decay"])
-        if plan.members:
-            self._step_members(plan, survey)
+            adamw_(params, [self.state[p] for p in params], rest_rate(group), group["betas"], group["weight_decay"])
+            moving = [(name, p) for name, p in named if survey.moving(name)]
+            if moving:
+                descend_([local(p) for _, p in moving], [step[name] for name, _ in moving], group["lr"],
+                         group["weight_decay"])
         return loss
 
     def _planned(self) -> Plan:
@@ -219,19 +235,22 @@ class SymO(torch.optim.Optimizer):
             self._plan = Plan(self.param_groups, self._symmetries, self._options, team)
         return self._plan
 
-    def _step_members(self, plan: Plan, survey: Survey) -> None:
-        """The parameters that the symmetry names: owned ones here, then all of them."""
+    def _step_members(self, plan: Plan, survey: Survey) -> Mapping[str, Tensor]:
+        """The steps of the parameters that the symmetry names, after which their state has seen the gradients."""
+        if not plan.members:
+            return {}
         due = self._due(plan, survey.ready)
         grads = plan.share.gradients(survey)
         weights = plan.share.weights() if self._options.needs_weights else {}
-        with plan.share.together():
-            owned = self._owned_step(plan, grads, weights, due, survey.ready)
-        step = plan.share.spread(owned, survey)
-        for group, (named, _) in zip(self.param_groups, plan.split):
-            moving = [(name, p) for name, p in named if survey.moving(name)]
-            if moving:
-                descend_([local(p) for _, p in moving], [step[name] for name, _ in moving], group["lr"],
-                         group["weight_decay"])
+        with undone(self.state, plan.share.owned.values(), momentum.MOMENTS):
+            with plan.share.together(), plan.share.agreeing():
+                owned = self._owned_step(plan, grads, weights, due, survey.ready)
+            step = plan.share.spread(owned, survey)
+        for group, named in self._owned(plan):
+            momentum.keep(named, self.state, grads, group["betas"], self._options.graft == "adam")
+        for p in plan.members.values():  # all processes count steps
+            self.state[p]["step"] = momentum.steps_after(self.state, p)
+        return step
 
     def _owned_step(
         self, plan: Plan, grads: Mapping[str, Tensor], here: Mapping[str, Tensor], due: bool, ready: bool
@@ -259,13 +278,15 @@ class SymO(torch.optim.Optimizer):
 
     def _gradients(self, plan: Plan, grads: Mapping[str, Tensor], gauge: Gauge | None) -> Mapping[str, Tensor]:
         """The gradients themselves, in the gauge of the statistics."""
-        found = {name: grads[name].to(self.state[p]["exp_avg"].dtype) if name in grads else full_precision(p)
+        found = {name: grads[name].to(plan.precisions[name]) if name in grads else full_precision(p)
                  for name, p in plan.share.owned.items()}
         return gauge.gradients(found) if gauge else found
 
     def _due(self, plan: Plan, ready: bool) -> bool:
         """Whether this step recomputes the powers."""
-        steps = self.state[next(iter(plan.members.values()))].get("step", 0)  # before this one
+        if not plan.members:
+            return False
+        steps = self.state.get(next(iter(plan.members.values())), {}).get("step", 0)  # before this one
         every = self._options.update_every
         return every == 1 or steps % every == 0 or not ready
 
@@ -273,39 +294,17 @@ class SymO(torch.optim.Optimizer):
         """Debiased averages of the gradients by name, and of their squares if something needs them."""
         means: dict[str, Tensor] = {}
         squares: list[Tensor] = []
-        for group, (members, _) in zip(self.param_groups, plan.split):
-            for name, p in members:
-                self._start(p, name in plan.share.owned)
-            named = [(name, p) for name, p in members if name in plan.share.owned]
-            if not named:
-                continue
+        for group, named in self._owned(plan):
             b1, b2 = group["betas"]
-            states = [self.state[p] for _, p in named]
-            averages = [state["exp_avg"] for state in states]
-            grads = [found[name].to(m.dtype) if name in found else torch.zeros_like(m)
-                     for (name, _), m in zip(named, averages)]
-            torch._foreach_lerp_(averages, grads, 1 - b1)
-            steps = [state["step"] for state in states]
-            if self._options.nesterov:
-                averages = list(torch._foreach_lerp(averages, grads, 1 - b1))
-                steps_seen = [t + 1 for t in steps]
-            else:
-                steps_seen = steps
-            debiased = torch._foreach_div(averages, [1 - b1**t for t in steps_seen])
-            means |= {name: m for (name, _), m in zip(named, debiased)}
+            means |= momentum.means(named, self.state, found, b1, self._options.nesterov)
             if self._options.graft == "adam":
-                second = [state["exp_avg_sq"] for state in states]
-                moment_(second, grads, b2)
-                squares += torch._foreach_div(second, [1 - b2**t for t in steps])
+                squares += momentum.squares(named, self.state, found, b2)
         return means, squares
 
-    def _start(self, p: Tensor, owned: bool) -> None:
-        """The state of a parameter, one step further; all processes count steps."""
-        state = self.state[p]
-        state["step"] = state.get("step", 0) + 1
-        if owned and "exp_avg" not in state:
-            state["exp_avg"] = full_precision(p)
-            state |= {"exp_avg_sq": full_precision(p)} if self._options.graft == "adam" else {}
+    def _owned(self, plan: Plan) -> list[tuple[Group, list[tuple[str, Tensor]]]]:
+        """For every group those of its parameters that this process owns."""
+        return [(group, [(name, p) for name, p in members if name in plan.share.owned])
+                for group, (members, _) in zip(self.param_groups, plan.split)]
 
 
 def _symmetries(symmetry: Symmetry | tuple[Symmetry, Symmetry]) -> tuple[Symmetry, ...]:

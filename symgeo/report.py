@@ -88,16 +88,24 @@ def prepare(path: str | Path) -> Path:
         ) from error
     if path.is_dir():
         raise ValueError(f"{path} is a folder; name a file in it")
-    if not os.access(path.parent, os.W_OK):
-        raise ValueError(f"{path}: its folder is not writable; choose another path")
+    try:
+        _beside(path).cleanup()
+    except OSError as error:
+        raise ValueError(
+            f"{path}: its folder is not writable ({(error.strerror or 'error').lower()}); choose another path"
+        ) from error
     return path
+
+
+def _beside(path: Path) -> tempfile.TemporaryDirectory[str]:
+    return tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-")
 
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """A temporary name beside ``path``, with its suffix; it takes the place of ``path`` if the block succeeds."""
     path = prepare(path)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.stem}-") as folder:
+    with _beside(path) as folder:
         temporary = Path(folder) / path.name
         yield temporary
         os.replace(temporary, path)

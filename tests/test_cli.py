@@ -115,6 +115,7 @@ def test_module_and_version():
         (["sharpness", "toy:model", "--data", "toy:batches", "--device", "abacus"], "'abacus' is none of auto, cpu"),
         (["study", "toy:model", "--data", "toy:splits", "--rho", "0.1,x"], "numbers with commas between them"),
         (["study", "toy:model", "--data", "toy:splits", "--rho", "0.1,-2"], "a radius is a finite number >= 0; got -2"),
+        (["study", "toy:model", "toy:model", "--data", "toy:splits"], "every model once; 'toy:model' is given 2 times"),
         (["study", "--data", "toy:splits"], "Missing argument"),
         (["doctor", "--frob"], "No such option: --frob"),
     ],
@@ -186,6 +187,7 @@ def test_data_that_does_not_load(spec: str, message: str, toy: Path, capsys: pyt
         (["--plot", "figure.jpeg"], "a figure is written as .png or .pdf"),
         (["--json", "toy.py/report.json"], "its folder cannot be made"),
         (["--json", "."], "is a folder; name a file in it"),
+        (["--json", "/proc/report.json"], "/proc/report.json: its folder "),
     ],
 )
 def test_options_that_cannot_be_met(options: list[str], message: str, capsys: pytest.CaptureFixture[str]):

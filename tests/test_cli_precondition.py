@@ -212,7 +212,7 @@ def test_a_file(capsys: pytest.CaptureFixture[str]):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "needed a mapping with tensors and groups"),
+        ("", "it is empty; needed tensors"),
         ("[]", "it is empty"),
         ("tensors: [", "not valid YAML"),
         ("groups: {h: Permutation}", "needed a mapping with tensors and groups"),

@@ -125,6 +125,15 @@ def test_weights_that_are_not_there_cannot_be_tried() -> None:
     assert symmetry == find_symmetry(nn.TransformerEncoderLayer(12, 3, 17))
 
 
+def test_weights_that_are_not_finite_are_named() -> None:
+    model = tiny_vit()
+    with torch.no_grad():
+        name, p = list(model.named_parameters())[3]
+        p.view(-1)[0] = torch.nan
+    with pytest.raises(ValueError, match=f"parameter '{name}' has entries that are not finite"):
+        find_symmetry(model)
+
+
 def test_the_model_is_not_touched() -> None:
     model = tiny_vit()
     model.train()

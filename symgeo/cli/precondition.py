@@ -37,7 +37,9 @@ def precondition(
     *,
     run: Run,
 ) -> Outcome:
-    """The preconditioner that a choice of groups gives a model: what it keeps, what it costs, what it is known as.
+    """The preconditioner that a choice of groups gives.
+
+    What it keeps, what it costs, and what it is known as.
 
     Every layer with the groups on its axes; its isotypic kinds, with M copies of an irreducible representation of
     dimension d; the numbers kept; the FLOPs of a step; and the published method that this is, read off the blocks.

@@ -64,8 +64,10 @@ def study(
 
     for checkpoint in checkpoints:
         kind_of(checkpoint)
+        if checkpoints.count(checkpoint) > 1:
+            raise typer.BadParameter(f"every model once; {checkpoint!r} is given {checkpoints.count(checkpoint)} times")
     load_splits(data, batch_size)
-    models = [Lazy(name, Load(name, data, batch_size, batches, run)) for name in dict.fromkeys(checkpoints)]
+    models = [Lazy(name, Load(name, data, batch_size, batches, run)) for name in checkpoints]
     with bar("models", not run.quiet) as advance:
         found = measure(
             models,

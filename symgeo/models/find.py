@@ -100,6 +100,7 @@ def examine(model: nn.Module, approximate: bool = False) -> Findings:
     refuse_sharded(dict(model.named_parameters()), "find the symmetry before fully_shard, or on the meta device")
     layers = recognise(model)
     meta = any(p.is_meta for p in model.parameters())
+    _check_finite(model)
     own = [f.prefix for f in layers]
     chains = [] if meta else plain_symmetries(model, own, approximate)
     adapters = adapter_symmetries(model)
@@ -251,6 +252,12 @@ def _relative(symmetry: Symmetry, prefix: str) -> Symmetry:
         frozen=frozenset(name[cut:] for name in inside.frozen if name.startswith(prefix)),
         flows={name: flow.renamed(lambda key: key[cut:]) for name, flow in inside.flows.items()},
     )
+
+
+def _check_finite(model: nn.Module) -> None:
+    for name, p in model.named_parameters():
+        if not p.is_meta and not bool(torch.isfinite(p.detach()).all()):
+            raise ValueError(f"find_symmetry: parameter {name!r} has entries that are not finite; mend the weights")
 
 
 def _holds(report: CheckReport) -> bool:

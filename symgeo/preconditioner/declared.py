@@ -44,9 +44,9 @@ def read_symmetry(path: str | Path) -> Symmetry:
         raise ValueError(f"groups {path}: {reason.lower()}; name a YAML file") from error
     except yaml.YAMLError as error:
         raise ValueError(f"groups {path}: not valid YAML ({' '.join(str(error).split())}); correct it") from error
+    if content is None or content == []:
+        _fail(path, "it is empty; needed tensors (parameter: pattern) and groups (name: group)")
     parts = content if isinstance(content, list) else [content]
-    if not parts:
-        _fail(path, "it is empty")
     return reduce(or_, [_Reader(str(path)).symmetry(part) for part in parts])
 
 

@@ -61,10 +61,14 @@ def new_folder(out: str | Path, inputs: Sequence[Path], overwrite: bool, say: Sa
     temporary, made = _sibling(path, "new"), []
     with terminable():
         try:
-            for parent in [p for p in path.parents if not p.exists()][::-1]:
-                parent.mkdir(exist_ok=True)
-                made.append(parent)
-            temporary.mkdir()
+            try:
+                for parent in [p for p in path.parents if not p.exists()][::-1]:
+                    parent.mkdir(exist_ok=True)
+                    made.append(parent)
+                temporary.mkdir()
+            except OSError as error:
+                reason = (error.strerror or "error").lower()
+                raise ValueError(f"{path}: cannot be made there ({reason}); choose another path") from error
             yield temporary
             _flush(temporary)
             _take_place(temporary, path, before)

@@ -24,11 +24,7 @@ figures: $(VENV)/.installed
 test: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
-$(VENV)/.installed-docs: $(VENV)/.installed
-	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
-	@touch $@
-
-docs: $(VENV)/.installed-docs
+docs: $(VENV)/.installed
 	$(BIN)/python -m sphinx -W --keep-going -b html -d docs/_build/doctrees docs docs/_build/html
 
 lint: $(VENV)/.installed

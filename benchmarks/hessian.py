@@ -1,4 +1,4 @@
-"""What a product with the invariant Hessian costs, side by side with plain ones in one process on one thread.
+"""What a product with the covariant Hessian on the quotient costs, beside plain ones in one process on one thread.
 
 A BERT of about 10 M parameters with a small vocabulary (6 layers, width 384, 12 heads), random tokens, float32, one
 random vector:

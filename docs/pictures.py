@@ -64,7 +64,7 @@ def orbit() -> Figure:
     return figure
 
 
-def level_sets() -> Figure:
+def level_sets(stacked: bool = False) -> Figure:
     """How steep the loss is: level sets of the gradient norm, in the Euclidean metric and on the quotient."""
     axis = torch.linspace(0.05, 2.5, 81, dtype=torch.float64)
     u, v = torch.meshgrid(axis, axis, indexing="xy")
@@ -75,15 +75,16 @@ def level_sets() -> Figure:
         "Euclidean gradient norm": gradient.flatten(1).norm(dim=1),
         "quotient gradient norm": manifold.norm(x, manifold.egrad2rgrad(x, gradient)),
     }
-    figure, axes = plt.subplots(1, 2, figsize=(7.4, 3.6), sharey=True, layout="constrained")
+    rows, columns, size = (2, 1, (3.6, 6.8)) if stacked else (1, 2, (7.4, 3.6))
+    figure, axes = plt.subplots(rows, columns, figsize=size, sharex=stacked, sharey=True, layout="constrained")
     for ax, (title, norm) in zip(axes, norms.items()):
         values = norm.reshape(u.shape).numpy()
         shades = plt.get_cmap("GnBu")(np.linspace(0, 1, 10))
         ax.contourf(axis, axis, values, np.quantile(values, np.linspace(0, 1, 11)), colors=shades)
         for p in (0.25, 0.5, 1.0, 2.0):
             ax.plot(axis, p / axis, "--", color=EUCLIDEAN, linewidth=1.8 if p == 1 else 0.9)
-        ax.set(xlim=(0.05, 2.5), ylim=(0.05, 2.5), xlabel="u", title=title)
-    axes[0].set_ylabel("v")
+        ax.set(xlim=(0.05, 2.5), ylim=(0.05, 2.5), xlabel="u", ylabel="v", title=title)
+        ax.label_outer()
     return figure
 
 
@@ -183,7 +184,8 @@ def _heat(ax: Axes, matrix: Tensor, title: str) -> None:
 
 
 PICTURES: dict[str, Callable[[], Figure]] = {
-    "orbit": orbit, "level_sets": level_sets, "average": average, "spectra": spectra, "blocks": blocks,
+    "orbit": orbit, "level_sets": level_sets, "level_sets_stacked": lambda: level_sets(stacked=True),
+    "average": average, "spectra": spectra, "blocks": blocks,
 }
 
 

@@ -40,6 +40,29 @@ def digits(train: int = 400, seed: int = 0) -> Digits:
     return Digits(images[chosen], labels[chosen], images[rest], labels[rest])
 
 
+def digit_batches(size: int = 128) -> dict[str, list[tuple[Tensor, Tensor]]]:
+    """The split of :func:`digits`, in batches: ``{"train": batches, "test": batches}``.
+
+    On the command line it is the data of any model of 8 x 8 images with ten classes, such as ``TinyViT``:
+    ``--data symgeo.data:digit_batches``.
+
+    Args:
+        size: images in a batch; the last batch of either side may be smaller.
+
+    Raises:
+        ImportError: scikit-learn, whose wheel carries the images, is not installed.
+        ValueError: ``size`` is not positive.
+
+    >>> {side: len(listed) for side, listed in digit_batches().items()}
+    {'train': 4, 'test': 11}
+    """
+    data = digits()
+    return {
+        "train": batches(data.train_images, data.train_labels, size),
+        "test": batches(data.test_images, data.test_labels, size),
+    }
+
+
 def _load() -> tuple[Tensor, Tensor]:
     try:
         from sklearn.datasets import load_digits

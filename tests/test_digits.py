@@ -5,7 +5,8 @@ import sys
 import pytest
 import torch
 
-from symgeo.data import batches, digits
+from symgeo.batches import load_batches, load_splits
+from symgeo.data import batches, digit_batches, digits
 
 
 def test_split_is_whole_and_scaled() -> None:
@@ -66,3 +67,16 @@ def test_batches_cover_everything_in_order() -> None:
 def test_bad_batches_are_named(length: int, size: int, count: int | None, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         batches(torch.zeros(7, 2), torch.zeros(length), size, count)
+
+
+def test_digit_batches_are_data_of_the_command_line() -> None:
+    """What studies read, and, of the training side, all other commands."""
+    split, data = load_splits("symgeo.data:digit_batches"), digits()
+    assert [len(y) for _, y in split["train"]] == [128, 128, 128, 16]
+    for side, images, labels in (("train", data[0], data[1]), ("test", data[2], data[3])):
+        x, y = (torch.cat(columns) for columns in zip(*split[side]))
+        assert torch.equal(x, images) and torch.equal(y, labels)
+    (first,) = load_batches("symgeo.data:digit_batches", count=1)
+    assert torch.equal(first[0], split["train"][0][0])
+    with pytest.raises(ValueError, match="size: needed at least 1, found 0"):
+        digit_batches(0)

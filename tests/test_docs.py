@@ -1,4 +1,4 @@
-"""The pages of docs/: their blocks run, their links and names exist, their figures are those of benchmarks/."""
+"""The pages of docs/: their blocks run and claim something, their links and names exist, their figures are measured."""
 
 from __future__ import annotations
 
@@ -6,17 +6,23 @@ import doctest
 import importlib
 import importlib.util
 import json
+import math
 import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from networks import params_of
+from zoo import ZOO
 
-from symgeo.cli import main
+from symgeo import find_symmetry
+from symgeo.cli import app, main
+from symgeo.groups import GeneralLinear
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -39,28 +45,57 @@ def prose(page: Path) -> str:
     return re.sub(r"^```.*?^```", "", page.read_text(), flags=re.S | re.M)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=name_of)
-def test_blocks_run(page: Path) -> None:
-    """The Python blocks of a page build on each other."""
-    names: dict[str, object] = {"__name__": page.stem}
-    for i, block in enumerate(blocks(page, "python")):
-        exec(compile(block, f"{page.name} block {i}", "exec"), names)
+RUN = re.compile(r"^```(python|console)\n(.*?)^```", re.S | re.M)
+WITH_CODE = [page for page in PAGES if RUN.search(page.read_text())]
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "console")], ids=name_of)
-def test_commands_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+@pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
+def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    """In the order of the page: Python, which builds on what stands before it, and commands.
+
+    A block that begins with the name of a file is written there too, for the commands.
+    """
     monkeypatch.chdir(tmp_path)
-    commands = re.findall(r"^\$ symgeo (.+)$", "".join(blocks(page, "console")), re.M)
-    assert commands
-    for command in commands:
-        assert main(command.split()) == 0
-        assert capsys.readouterr().out
+    names: dict[str, object] = {"__name__": page.stem}
+    for i, (language, block) in enumerate(RUN.findall(page.read_text())):
+        if language == "python":
+            file = re.match(r"# (\w+)\.py$", block, re.M)
+            if file:
+                Path(f"{file[1]}.py").write_text(block)
+                monkeypatch.delitem(sys.modules, file[1], raising=False)
+            exec(compile(block, f"{page.name} block {i}", "exec"), names)
+            continue
+        commands = block.splitlines()
+        assert commands and all(command.startswith("$ symgeo ") for command in commands)
+        for command in commands:
+            assert main(command.split()[2:]) == 0, command
+            assert capsys.readouterr().out
 
 
-def test_the_main_pages_have_blocks() -> None:
+def test_the_main_pages_have_blocks_and_claims() -> None:
     with_code = {name_of(page) for page in PAGES if blocks(page, "python")}
     assert {"quickstart", "declare", "sharpness", "merging", "hessians", "curvature", "add_a_family", "add_a_metric",
             "many_gpus"} <= with_code
+    silent = [name for name in with_code if "\nassert " not in "".join(blocks(DOCS / f"{name}.md", "python"))]
+    assert silent == []
+
+
+def test_every_command_is_run_somewhere() -> None:
+    """On a page; the demo by the installed wheel in test_package.py."""
+    run = {word for page in PAGES for word in re.findall(r"^\$ symgeo (\w+)", page.read_text(), re.M)}
+    assert {command.name for command in app.registered_commands} - run == {"demo"}
+
+
+def test_what_no_test_runs_names_what_exists() -> None:
+    """Blocks of plain text: targets of the Makefile, and extras."""
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.M))
+    extras = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    for page in PAGES:
+        for line in "".join(blocks(page, "text")).splitlines():
+            made, installed = re.match(r"make (\w+)", line), re.match(r"pip install -e '\.\[([\w,]+)\]'", line)
+            assert made or installed, f"{page.name}: {line}"
+            assert not made or made[1] in targets
+            assert not installed or set(installed[1].split(",")) <= extras
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
@@ -160,10 +195,56 @@ def test_figures_of_the_optimizers_are_those_measured() -> None:
         assert cells[2] == str(row["steps to target"]) and cells[3].split()[0] == f"{cost:.1f}"
 
 
+def cost_to_target(found: Any) -> dict[str, float]:
+    """Steps times passes and step, of every method, until the loss that AdamW ends with; AdamW = 1."""
+    step, passes = found["timing"]["step / step of AdamW"], found["timing"]["forward and backward / step of AdamW"]
+    total = {name: row["steps to target"] * (passes + step[name]) for name, row in found["summary"].items()}
+    return {name: cost / total["adamw"] for name, cost in total.items()}
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/curvature.md"])
+def test_the_cost_of_reaching_a_loss_is_that_measured(page: str) -> None:
+    found = record("optimizers")
+    cost = cost_to_target(found)
+    cheaper = {name: round(c, 2) for name, c in cost.items() if c < 1}
+    symo = [c for name, c in cost.items() if name.startswith("symo")]
+    text = " ".join((ROOT / page).read_text().split())
+    assert set(cheaper) == {"muon"} and len(symo) == 3
+    assert f"only torch's Muon reaches AdamW's loss at less cost ({cheaper['muon']:.2f})" in text
+    assert f"`SymO` takes {min(symo):.2f} to {max(symo):.2f} times AdamW's" in text
+    assert "Rates were tuned on seed 0, which is one of the five." in text
+    assert all(row["seeds"] == 5 and "tuning (seed 0)" in row for row in found["summary"].values())
+
+
+@pytest.mark.parametrize(("name", "of", "words"), [
+    ("GPT-2, bare", 446, "{} of {} parameters of a GPT-2 block, of which GL explains 64"),
+    ("LLaMA", 728, "{} of {} of a one-layer LLaMA"),
+    ("Whisper", 1637, "{} of {} of a Whisper"),
+])
+def test_the_dimensions_named_are_those_declared(name: str, of: int, words: str) -> None:
+    """That they are the nullities too is in test_families.py."""
+    model = ZOO[name]().model
+    bare = "bare" in name
+    for part, p in model.named_parameters():
+        p.requires_grad_(not (bare and any(word in part for word in ("wte", "wpe"))))
+    symmetry, params = find_symmetry(model), params_of(model)
+    counted = sum(p.numel() for p in model.parameters() if p.requires_grad or not bare)
+    assert counted == of
+    text = " ".join((DOCS / "families.md").read_text().split())
+    assert words.format(symmetry.dimension(params), of) in text
+    if bare:
+        action = symmetry.bind(params)
+        general = [n for n, group in action.groups.items() if isinstance(group, GeneralLinear)]
+        assert sum(math.prod(action.copies[n]) * action.sizes[n] ** 2 for n in general) == 64
+        assert f"64 of the {symmetry.dimension(params)} flat directions" in (DOCS / "corrections.md").read_text()
+
+
 def test_other_figures_are_those_measured() -> None:
     sharp, hess, merged = (record(name) for name in ("sharpness", "hessian", "merge"))
     ratios, layout = sharp["ratios (median of rounds)"], merged["7B layout"]
     peak = hess["peak memory of one product, MiB"]
+    _, eleven, larger = (size["peak, MiB"] for size in hess["peak memory by size"]["sizes"])  # 64 tokens
+    order = ("plain", "invariant inv", "curvlinops")
     hessian_ratios = [h["ratios (median of rounds)"] for h in (hess, hess["bert-base"])]
     steps = record("optimizers")["timing"]["step / step of default AdamW"]
     expected = {
@@ -173,8 +254,11 @@ def test_other_figures_are_those_measured() -> None:
                     f"{layout['tsvd, 1 threads']['adapters MiB']:.0f} MiB",
                     f"{layout['bures, 1 threads']['modules not converged']} of"],
         "hessians": [f"{r['invariant inv / plain']:.2f} and {r['invariant mix / plain']:.2f}" for r in hessian_ratios]
-        + [f"{peak['plain']:.0f}, {peak['invariant inv']:.0f}, {peak['curvlinops']:.0f}"],
-        "comparison": [f"{peak['curvlinops']:.0f} MiB", f"{peak['plain']:.0f} MiB plain",
+        + [", ".join(f"{found[kind]:.0f}" for kind in order)
+           for found in (peak, hess["bert-base"]["peak memory of one product, MiB"], eleven, larger)],
+        "comparison": [f"| {found['curvlinops']:.0f} MiB | {found['plain']:.0f} MiB plain, "
+                       f"{found['invariant inv']:.0f} MiB covariant (`inv`) |" for found in (peak, eleven, larger)]
+        + [f"| {merged['one layer']['ratios (median of rounds)']['PEFT svd / tsvd']:.0f} | 1 (`tsvd`",
                        f"{steps['heavyball_soap']:.1f} (SOAP)",
                        f"{steps['symo_shampoo']:.1f} (two-sided Shampoo with graft), {steps['symo_muon']:.1f} (Muon)",
                        f"{hessian_ratios[0]['plain / curvlinops']:.2f} plain"],

@@ -2,7 +2,7 @@
 
 They are written to be read in a terminal: an indented paragraph is an equation and becomes a literal block; a list of
 `name: meaning`, under an underlined heading or by itself with a colon behind a space, becomes a list of definitions;
-everything else is prose, in which only literals, roles and single backticks mean anything.
+everything else is prose, in which only literals, roles, single backticks and one **bold** word mean anything.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sphinx.application import Sphinx
 
 HEADINGS = ("Parameters", "Attributes", "Returns", "Raises", "Notes")
 WORDS = {"Args:": "Parameters", "Returns:": "Returns", "Raises:": "Raises"}
-PROTECTED = re.compile(r"(``.+?``|:[\w:]+:`[^`]+`|`[^`]+`)", re.S)
+PROTECTED = re.compile(r"(``.+?``|:[\w:]+:`[^`]+`|`[^`]+`|(?<![\w*])\*\*[A-Za-z]+\*\*(?![\w*]))", re.S)
 NAMES = r"\*{0,2}[A-Za-z_][\w.]*(?:, \*{0,2}[A-Za-z_][\w.]*)*"
 ENTRY = re.compile(rf"^({NAMES}) ?: +(\S.*)$")
 SPACED = re.compile(rf"^({NAMES}) +: (\S.*)$")
@@ -119,10 +119,12 @@ def _definitions(block: Sequence[str]) -> list[str]:
 
 
 def _prose(text: str) -> str:
-    """Text in which nothing but literals, roles and single backticks is markup.
+    """Text in which nothing but literals, roles, single backticks and one bold word is markup.
 
     >>> print(_prose("`h*` acts on |x|, see ``a*b`` and EMA_"))
     ``h*`` acts on \\|x\\|, see ``a*b`` and EMA\\_
+    >>> print(_prose("**not** 2**n of **kwargs"))
+    **not** 2\\*\\*n of \\*\\*kwargs
     """
     pieces = PROTECTED.split(text)
     for i, piece in enumerate(pieces):

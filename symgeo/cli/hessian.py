@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from symgeo.functional import Loss, Params
     from symgeo.hessian import Estimate
 
-KINDS = ("euclidean", "invariant")
+KINDS = {"euclidean": "Euclidean", "invariant": "covariant"}  # as results and as people call them
 
 
 def _fraction(value: float) -> float:
@@ -41,10 +41,10 @@ def hessian(
     *,
     run: Run,
 ) -> Outcome:
-    """The top eigenvalues and the trace of a model's Hessian, Euclidean and invariant.
+    """The top eigenvalues and the trace of a model's Hessian, Euclidean and covariant.
 
-    The invariant Hessian is the covariant one on the quotient by the GL and rotary groups of attention. Both are
-    measured again at random points of the orbit, where the model is the same function: the Euclidean one changes.
+    The covariant Hessian is that on the quotient by the GL and rotary groups of attention. Both are measured
+    again at random points of the orbit, where the model is the same function: the Euclidean one changes.
     At a minimum every direction of the symmetry is an eigenvalue 0 of the Euclidean Hessian; the last lines say how
     many near-zero eigenvalues there are, and how many of them the symmetry explains.
     """
@@ -108,7 +108,8 @@ def _text(found: "Flatness") -> str:
     lines = _aligned(_rows(found))
     moved = {kind: found.moved(kind) for kind in KINDS}
     if moved["euclidean"] is not None:
-        lines += ["", *(f"largest change along the orbit  {kind} {change:.1e}" for kind, change in moved.items())]
+        lines.append("")
+        lines += [f"largest change along the orbit  {KINDS[kind]} {change:.1e}" for kind, change in moved.items()]
     lines += [
         "",
         f"near zero (up to {found.threshold:g} of the largest)  {_count(found.flat)} of {found.parameters}",
@@ -123,7 +124,7 @@ def _text(found: "Flatness") -> str:
 
 def _rows(found: "Flatness") -> list[list[str]]:
     columns = [(kind, point, getattr(point, kind)) for kind in KINDS for point in found.points]
-    rows = [["", *(kind for kind, _, _ in columns)], ["", *(point.name for _, point, _ in columns)]]
+    rows = [["", *(KINDS[kind] for kind, _, _ in columns)], ["", *(point.name for _, point, _ in columns)]]
     for i in range(len(columns[0][2].top)):
         rows.append([f"eigenvalue {i + 1}", *(f"{spectrum.top[i]:.8g}" for _, _, spectrum in columns)])
     rows.append(["trace", *(str(spectrum.trace) for _, _, spectrum in columns)])

@@ -8,9 +8,9 @@ here, with the reason why it is another one.
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
 
 import pytest
+from kernel_source import imports, multiplies, written_out
 from test_architecture import FILES, module_name
 
 HOMES = ("symgeo.kernels", "manifolds.linalg")
@@ -24,11 +24,13 @@ ALLOWED: dict[str, dict[str, str]] = {
     "manifolds.fixed_rank.FixedRank._decomposition": {"svd": TRUNCATED},
     "manifolds.logarithm._power": {"function": "of complex pairs; what is below rounding is lifted to it, not dropped"},
     "manifolds.low_rank.svd_of_product": {"svd": TRUNCATED},
+    "symgeo.curvature.assembly.Bucket.gram": {"gram": "of complex coordinates"},
     "symgeo.curvature.dense.DenseBlock.outer": {"gram": "of complex roots"},
     "symgeo.curvature.dense.DenseBlock.rebuilt": {"function": "any function of the spectrum, also of complex blocks"},
     "symgeo.curvature.dense.DenseBlock.spectrum": {"svd": "eigenvalues of R R^H from R, which is not squared"},
     "symgeo.curvature.gauge._linear_gauge": {"svd": NOT_SQUARED, "function": NOT_SQUARED},
     "symgeo.hessian.frames._powers": {"function": "two powers from one eigh, of factors that have to be definite"},
+    "symgeo.merge.align_stream.half_turn": {"function": "of the complex eigenvectors of a rotation, in NumPy"},
     "symgeo.merge.align_stream.procrustes": {"svd": "the nearest rotation: a determinant of -1 changes a sign"},
     "symgeo.merge.bures._Procrustes.polar": {"svd": "polar factor and nuclear norm from one decomposition"},
     "symgeo.merge.elementwise._stacked": {"svd": TRUNCATED},
@@ -40,107 +42,20 @@ ALLOWED: dict[str, dict[str, str]] = {
 }
 
 
-def dotted(node: ast.expr) -> str:
-    """The name of what is called, ``?`` for what is no name."""
-    if isinstance(node, ast.Attribute):
-        return f"{dotted(node.value)}.{node.attr}"
-    return node.id if isinstance(node, ast.Name) else "?"
-
-
-def names(node: ast.AST) -> set[str]:
-    """Names that are operands: those that are only asked for a dtype or device are not."""
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "to":
-        return names(node.func.value)
-    found = {node.id} if isinstance(node, ast.Name) else set[str]()
-    return found.union(*(names(child) for child in ast.iter_child_nodes(node)))
-
-
-def transposed(node: ast.expr) -> ast.expr | None:
-    """``x`` of ``x.mT``, ``x.mH``, ``x.T`` or ``x.H``."""
-    return node.value if isinstance(node, ast.Attribute) and node.attr in ("mT", "mH", "T", "H") else None
-
-
-def products(node: ast.AST) -> Iterator[tuple[ast.expr, ast.expr]]:
-    """Left and right of every matrix product."""
-    for child in ast.walk(node):
-        if isinstance(child, ast.BinOp) and isinstance(child.op, ast.MatMult):
-            yield child.left, child.right
-        elif isinstance(child, ast.Call) and dotted(child.func).split(".")[-1] in ("matmul", "mm", "bmm"):
-            if isinstance(child.func, ast.Attribute) and dotted(child.func.value) != "torch":
-                yield child.func.value, child.args[0]
-            elif len(child.args) == 2:
-                yield child.args[0], child.args[1]
-
-
-def is_gram(left: ast.expr, right: ast.expr) -> bool:
-    """``x @ x.mT`` and ``x.mT @ x``."""
-    pairs = (left, transposed(right)), (right, transposed(left))
-    return any(x is not None and ast.dump(x) == ast.dump(y) for y, x in pairs)
-
-
-def is_function(left: ast.expr, right: ast.expr) -> bool:
-    """``(v * f) @ v.mT``: a function of a symmetric matrix, from its eigenvectors; also ``v.mT @ (f * v)``."""
-    for scaled, other in ((left, transposed(right)), (right, transposed(left))):
-        if isinstance(scaled, ast.BinOp) and isinstance(scaled.op, ast.Mult) and isinstance(other, ast.Name):
-            if any(isinstance(side, ast.Name) and side.id == other.id for side in (scaled.left, scaled.right)):
-                return True
-    return False
-
-
-def iterates(loop: ast.For | ast.While) -> bool:
-    """Whether a loop multiplies what it computes by itself or by products with it: Newton-Schulz, squarings, roots."""
-    assigned = [node for node in ast.walk(loop) if isinstance(node, ast.Assign)]
-    targets = [set[str]().union(*(names(target) for target in node.targets)) for node in assigned]
-    factors: dict[str, set[str]] = {}  # of the products that a name is made of
-    for node, own in zip(assigned, targets):
-        for left, right in products(node.value):
-            for name in own:
-                factors.setdefault(name, set()).update(names(left) | names(right))
-
-    def traced(side: ast.expr) -> set[str]:
-        return names(side).union(*(factors.get(name, set()) for name in names(side)))
-
-    return any(traced(left) & traced(right) & own & (names(left) | names(right))
-               for node, own in zip(assigned, targets) for left, right in products(node.value))
-
-
-def operations(function: ast.AST) -> set[str]:
-    """The operations written out in a function."""
-    found = set()
-    for node in ast.walk(function):
-        if isinstance(node, ast.Call):
-            *owner, name = dotted(node.func).split(".")
-            if owner in (["torch"], ["torch", "linalg"]):
-                found |= {name} & {"eigh", "eigvalsh", "eig", "eigvals", "svd", "matrix_power", "matrix_exp"}
-        if isinstance(node, ast.For | ast.While) and iterates(node):
-            found.add("iteration")
-    for left, right in products(function):
-        found |= {name for name, test in (("gram", is_gram), ("function", is_function)) if test(left, right)}
-    return found
-
-
-def written_out(tree: ast.Module, module: str) -> dict[str, set[str]]:
-    """The operations of every function and method of a module, and those outside of them."""
-    found: dict[str, set[str]] = {}
-    for node in tree.body:
-        parts = node.body if isinstance(node, ast.ClassDef) else [node]
-        prefix = f"{module}.{node.name}" if isinstance(node, ast.ClassDef) else module
-        for part in parts:
-            name = f"{prefix}.{part.name}" if isinstance(part, ast.FunctionDef) else prefix
-            if here := operations(part):
-                found.setdefault(name, set()).update(here)
-    return found
-
-
 def is_home(module: str) -> bool:
     return any(module == home or module.startswith(f"{home}.") for home in HOMES)
 
 
 def everywhere() -> dict[str, set[str]]:
     found: dict[str, set[str]] = {}
-    for path in FILES:
-        if not is_home(module_name(path)):
-            found |= written_out(ast.parse(path.read_text()), module_name(path))
+    trees = {module_name(path): ast.parse(path.read_text()) for path in FILES}
+    apart = {module: tree for module, tree in trees.items() if not is_home(module)}
+    pairs: dict[str, set[tuple[int, int]]] = {}
+    for tree in apart.values():
+        for name, places in multiplies(tree, imports(tree)).items():
+            pairs.setdefault(name, set()).update(places)
+    for module, tree in apart.items():
+        found |= written_out(tree, module, pairs)
     return found
 
 
@@ -189,6 +104,29 @@ def test_every_way_around_a_backend_is_one_of_the_packages_own() -> None:
         ("for _ in range(5):\n    a = y @ y.mT\n    y = 1.5 * y - 0.5 * a @ y", {"gram", "iteration"}),
         ("while error > tol:\n    y, z = y @ h(z @ y), h(z @ y) @ z", {"iteration"}),
         ("for _ in range(5):\n    b = b / b.norm()\n    b = b @ b", {"iteration"}),
+        # under other names
+        ("e = torch.linalg.eigh\nvalues, vectors = e(a)", {"eigh"}),
+        ("from torch.linalg import eigh as e\nvalues, vectors = e(a)", {"eigh"}),
+        ("import torch.linalg as lin\nu, s, v = lin.svd(a)", {"svd"}),
+        ("u, s, v = a.svd()", {"svd"}),
+        ("y = x\nt = y @ x.mT", {"gram"}),
+        ("y = x.flatten(1).mT\nz = y\nt = z @ x", {"gram"}),
+        ("left, right = x, x\nt = left @ right.mH", {"gram"}),
+        ("left, right = (z.reshape(-1, 3) for z in (x, x))\nt = left[:, :2] @ right[:, 1:].mT", {"gram"}),
+        ("t = x @ (x if y is None else y).mH", {"gram"}),
+        ("w = v * s\ny = w @ v.mT", {"function"}),
+        ("u = v\ny = (v * s) @ u.mH", {"function"}),
+        ("for _ in range(5):\n    z = y\n    y = 1.5 * y - z @ y", {"iteration"}),
+        ("for _ in range(5):\n    z = y @ y\n    y = z", {"iteration"}),
+        # in place and in one call
+        ("torch.bmm(x[:, i:], x[:, :j].mT, out=t[:, i:, :j])", {"gram"}),
+        ("torch.mm(input=x, mat2=x.T, out=t)", {"gram"}),
+        ("t = torch.baddbmm(t, x, x.mT, beta=0.9)", {"gram"}),
+        ("t.addmm_(x, x.T, alpha=0.1)", {"gram"}),
+        ("t = torch.einsum('...ik,...jk->...ij', x, x)", {"gram"}),
+        ("t = torch.nn.functional.linear(x, x)", {"gram"}),
+        ("for _ in range(5):\n    torch.matmul(y, y, out=z)\n    y.copy_(z)", {"iteration"}),
+        ("while error > tol:\n    y @= h(y)", {"iteration"}),
     ],
 )
 def test_what_counts_as_written_out(source: str, wanted: set[str]) -> None:
@@ -205,7 +143,29 @@ def test_what_counts_as_written_out(source: str, wanted: set[str]) -> None:
         "for w in parts:\n    y = w.to(y) @ x",
         "for w in parts:\n    y = w @ y",
         "values = operator.eigvalsh()",
+        "from manifolds import linalg\nvalues, vectors = linalg.eigh(a)",
+        "z = x + 1\ny = x @ z.mT",
+        "y = parts[0] @ parts[1].mT",
+        "left, right = (z.flatten(1) for z in (x, y))\nt = left @ right.mT",
+        "s = torch.einsum('ij,ij->', x, x)",
+        "torch.bmm(x, y.mT, out=t)",
+        "for f in parts:\n    torch.matmul(f, x, out=y)",
     ],
 )
 def test_what_does_not(source: str) -> None:
     assert written_out(ast.parse(source), "m") == {}
+
+
+def test_products_of_an_argument_with_itself_are_found_where_it_is_given_twice() -> None:
+    source = """
+def product(x, y):
+    left, right = (a.reshape(-1, *a.shape[-2:]) for a in (x, y))
+    torch.bmm(left[:, 1:], right.mH, out=t)
+
+def apart(x, y): return product(x, y)
+def twice(x): return product(x, x.clone())
+"""
+    tree = ast.parse(source)
+    pairs = multiplies(tree, imports(tree))
+    assert pairs == {"product": {(0, 1)}}
+    assert written_out(tree, "m", pairs) == {"m.twice": {"gram"}}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from symgeo.curvature.leaves import Collection, KindKey, Leaves
 from symgeo.errors import SymmetryError
+from symgeo.kernels import gram
 
 #: (collection, output of its plan, block in the collection)
 Place = tuple[int, int, int]
@@ -50,7 +51,8 @@ class Bucket:
 
     def gram(self, x: Tensor, y: Tensor | None = None) -> Tensor:
         """T = X Y^H / d, (K, B, M, M): the block of the orbit average of u v^T."""
-        return x @ (x if y is None else y).mH / self.dimension
+        own = y is None and not x.is_complex()
+        return (gram(x) if own else x @ (x if y is None else y).mH) / self.dimension
 
 
 @dataclass(frozen=True)

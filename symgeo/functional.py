@@ -2,20 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from symgeo.errors import RecomputationError
+
 Params = dict[str, Tensor]
 Loss = Callable[[Params, Any], Tensor]
+
+#: what is open until the block of `recomputable` ends
+_OPEN: ContextVar[ExitStack | None] = ContextVar("open", default=None)
+#: how modules say that they recompute activations: an attribute (transformers, timm), or a class (torch)
+_FLAGS, _WRAPPER = ("gradient_checkpointing", "grad_checkpointing"), "CheckpointWrapper"
+
+
+@contextmanager
+def recomputable() -> Iterator[None]:
+    """A block with one evaluation of a loss, and its backward passes: activation checkpoints are honoured in it.
+
+    A checkpoint computes its part of the model again during the backward pass, with what the module then holds: so
+    the parameters that a loss is called with stay in the module until the block ends.  Outside of such a block they
+    are taken out at once.
+    """
+    with ExitStack() as stack:
+        token = _OPEN.set(stack)
+        try:
+            yield
+        finally:
+            _OPEN.reset(token)
 
 
 def outputs_of(model: nn.Module, params: Params, args: tuple[Any, ...] = (), keywords: Mapping[str, Any] = {}) -> Any:
     """What a module returns with these parameters, through ``torch.func.functional_call``.
 
     The module is not changed: statistics that it keeps in training mode go to copies.
+    Raises ``RecomputationError`` for parameters in a module with activation checkpoints, outside of `recomputable`.
 
     >>> norm = nn.BatchNorm1d(2)
     >>> outputs_of(norm, {}, (torch.randn(5, 2),)).shape, int(norm.num_batches_tracked)
@@ -24,7 +50,47 @@ def outputs_of(model: nn.Module, params: Params, args: tuple[Any, ...] = (), key
     copies: Params = {}
     if any(module.training for module in model.modules()):
         copies = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    stack = _OPEN.get()
+    if params and stack is not None:
+        stack.enter_context(_holding(model, {**copies, **params}))
+        return model(*args, **keywords)
+    if params and torch.is_grad_enabled():
+        _refuse_checkpoints(model)
     return torch.func.functional_call(model, {**copies, **params}, args, dict(keywords))
+
+
+def _refuse_checkpoints(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        flagged = module.training and any(getattr(module, flag, False) is True for flag in _FLAGS)
+        if flagged or type(module).__name__ == _WRAPPER:
+            raise RecomputationError(
+                f"module {name or type(module).__name__!r} has activation checkpoints, which would compute it again "
+                "without these parameters; switch them off (in transformers: model.gradient_checkpointing_disable()), "
+                "or measure the module itself with symgeo.in_place_sharpness"
+            )
+
+
+@contextmanager
+def _holding(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+    """The module with other tensors, by name, in all places of a tied one."""
+    places: dict[int, list[tuple[dict[str, Any], str]]] = {}
+    for module in model.modules():
+        for table in (module._parameters, module._buffers):
+            for key, x in table.items():
+                places.setdefault(id(x), []).append((table, key))
+    own = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}
+    unknown = [name for name in tensors if name not in own]
+    if unknown:
+        raise ValueError(f"params: {type(model).__name__} has no parameter {unknown[0]!r}")
+    try:
+        for name, x in tensors.items():
+            for table, key in places[id(own[name])]:
+                table[key] = x
+        yield
+    finally:
+        for name in tensors:
+            for table, key in places[id(own[name])]:
+                table[key] = own[name]
 
 
 def functional_loss(model: nn.Module, criterion: Callable[..., Tensor] | None = None) -> Loss:

@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.func import grad, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from symgeo.errors import is_out_of_memory
-from symgeo.functional import Params
+from symgeo.errors import RecomputationError, is_out_of_memory
+from symgeo.functional import Params, recomputable
 from symgeo.hessian.space import FlatSpace
 
 Function = Callable[[Params], Tensor]
@@ -64,7 +64,17 @@ def transposed_twice(f: Function, x: Params, v: Params) -> Tensor:
     return vjp(lambda w: pull(w)[0], torch.zeros_like(out))[1](v)[0]
 
 
-SECOND = (forward_over_reverse, reverse_over_reverse)
+def double_backward(f: Function, x: Params, v: Params) -> Params:
+    """``H v`` as the gradient of ``<grad f, v>``, by backward passes that may compute activations again."""
+    leaves = {name: p.detach().requires_grad_() for name, p in x.items()}
+    with recomputable():
+        slopes = torch.autograd.grad(f(leaves), list(leaves.values()), create_graph=True, materialize_grads=True)
+        along = torch.stack([(slope * v[name]).sum() for name, slope in zip(leaves, slopes)]).sum()
+        images = torch.autograd.grad(along, list(leaves.values()), materialize_grads=True)
+    return dict(zip(leaves, images))
+
+
+SECOND = (forward_over_reverse, reverse_over_reverse, double_backward)
 FIRST = (forward, transposed_twice)
 
 
@@ -88,7 +98,7 @@ class Columns:
             while self.plans:
                 try:
                     return self._apply(v, *self.plans[0]).detach()
-                except RuntimeError as error:
+                except (RuntimeError, RecomputationError) as error:
                     if is_out_of_memory(error):
                         raise
                     failures.append(error)
@@ -193,7 +203,7 @@ def gradient(f: Function, space: FlatSpace) -> Tensor:
     Raises ``ValueError`` where ``f`` is not finite, and for gradients that torch keeps as sparse tensors.
     """
     leaves = {name: p.detach().requires_grad_() for name, p in space.tangent(space.point).items()}
-    with differentiable():
+    with differentiable(), recomputable():
         value = f(leaves)
         check_finite_loss(value)
         if not value.requires_grad:

@@ -12,7 +12,7 @@ from torch import Tensor
 from manifolds.geodesic import METHODS
 from symgeo.chart import Chart
 from symgeo.errors import SymmetryError
-from symgeo.functional import Loss, Params
+from symgeo.functional import Loss, Params, recomputable
 from symgeo.geometry import ParameterManifold
 from symgeo.progress import track
 from symgeo.sharpness.ascent import Ascent, Objective, auto_pgd
@@ -107,7 +107,7 @@ def _objective(loss: Loss, chart: Chart, batch: Any, geodesic: str, rho: float) 
 
     def objective(z: Tensor) -> tuple[float, Tensor]:
         z = z.detach().requires_grad_()
-        with torch.enable_grad():
+        with torch.enable_grad(), recomputable():
             value = evaluate(loss, chart.point(z, geodesic, bound=rho), batch)
             (gradient,) = torch.autograd.grad(value, z)
         return float(value.detach()), chart.project(gradient)

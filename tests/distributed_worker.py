@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,122 +15,36 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
+from distributed_failures import closures, decomposition_fails, failures, reductions
+from distributed_nets import (
+    FOUR,
+    MAKERS,
+    RECORD,
+    TRAINED,
+    Make,
+    batch,
+    distance,
+    give,
+    maker,
+    net_of,
+    prescribed,
+    said,
+    same_everywhere,
+    share,
+    states,
+    trained,
+    walk,
+    whole,
 )
-from torch.distributed.device_mesh import init_device_mesh
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_optimizer_state_dict
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import symgeo
-from symgeo import Symmetry, groups, hessian
+from symgeo import Symmetry, hessian
 from symgeo.models.tiny_vit import TinyViT
 from symgeo.optim import SymO, presets
-
-Make = Callable[..., SymO]
-RECORD: dict[str, Any] = {}
-
-
-class Net(nn.Module):
-    """Layers of uneven widths, one of fewer rows than processes, and parameters that no preset names."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(11, 6)
-        self.a, self.b, self.c = nn.Linear(6, 9), nn.Linear(9, 5), nn.Linear(5, 3, bias=False)
-        self.scale = nn.Parameter(torch.ones(1))
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return self.c(torch.tanh(self.b(torch.relu(self.a(self.embedding(tokens)))))) * self.scale
-
-
-UNITS = Symmetry(
-    {"a.weight": "h _", "a.bias": "h", "b.weight": "k h*", "b.bias": "k", "c.weight": "_ k*"},
-    {"h": groups.Permutation(), "k": groups.Permutation()},
-)
-PAIR = Symmetry(
-    {"b.weight": "k _", "b.bias": "k", "c.weight": "_ k*", "a.weight": "h _"},
-    {"k": groups.GeneralLinear(), "h": groups.Permutation()},
-)
-
-
-def maker(preset: Any, **options: Any) -> Make:
-    def make(net: nn.Module, **more: Any) -> SymO:
-        symmetry = preset if isinstance(preset, Symmetry) else preset(net)
-        return SymO(net.named_parameters(), symmetry, lr=0.02, **options, **more)
-
-    return make
-
-
-MAKERS: dict[str, Make] = {
-    "one side": maker(presets.muon, weight_decay=0.1),
-    "one gradient": maker(presets.muon, betas=(0.95, 0.0), damping=0.0),
-    "signs": maker(presets.adam),
-    "pair": maker(presets.shampoo, graft="adam", update_every=3),
-    "pair, kl": maker(presets.shampoo, power=1.0, divergence="kl"),
-    "pair, corrected": maker(presets.shampoo, corrected=True, update_every=3),
-    "permutations": maker(UNITS, nesterov=True),
-    "permutations, dense": maker(UNITS, trivial="dense"),
-    "permutations, corrected": maker(UNITS, corrected=True),
-    "riccati": maker(presets.muon, estimator="riccati", damping=1e-2),
-    "secant": maker(presets.muon, estimator="secant", damping=0.1),
-    "root-free": maker(presets.muon, power=1.0, roots="group", damping=1e-2),
-    "newton": maker(presets.muon, roots="newton"),
-    "compact": maker(PAIR, compact=True),
-}
-
-
-#: those that four processes try: one, two and no owner for a matrix, and all ways to share a scale
-FOUR = ("one side", "pair, kl", "pair, corrected", "permutations", "compact")
-
-
-TRAINED = ("one side", "permutations")
-
-
-def net_of(kind: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, nn.Module]:
-    """The network and what its forward pass is called on: "alone", "ddp", "fsdp" or, on a mesh of two axes, "hsdp"."""
-    torch.manual_seed(0)
-    net = Net().to(dtype)
-    if kind == "ddp":
-        return net, DistributedDataParallel(net)
-    if kind in ("fsdp", "hsdp"):
-        mesh = None
-        if kind == "hsdp":
-            mesh = init_device_mesh("cpu", (2, dist.get_world_size() // 2), mesh_dim_names=("replicas", "shards"))
-        fully_shard(net.a, mesh=mesh)
-        fully_shard(net, mesh=mesh)
-    return net, net
-
-
-def whole(net: nn.Module) -> dict[str, Tensor]:
-    return {name: p.full_tensor() if isinstance(p, DTensor) else p.detach().clone()
-            for name, p in net.named_parameters()}
-
-
-def distance(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
-    return max(float((found[name] - x).abs().max() / x.abs().max()) for name, x in wanted.items())
-
-
-def give(net: nn.Module, step: int) -> None:
-    """The same prescribed gradients to whole and to sharded parameters."""
-    generator = torch.Generator().manual_seed(step)
-    for p in net.parameters():
-        g = torch.randn(p.shape, generator=generator, dtype=p.dtype)
-        p.grad = distribute_tensor(g, p.device_mesh, p.placements, src_data_rank=None) if isinstance(p, DTensor) else g
-
-
-def prescribed(kind: str, make: Make, steps: int = 4, **options: Any) -> dict[str, Tensor]:
-    net, _ = net_of(kind)
-    optimizer = make(net, **({"process_group": False} if kind == "alone" else {}), **options)
-    for step in range(steps):
-        give(net, step)
-        optimizer.step()
-    return whole(net)
 
 
 def exact() -> None:
@@ -145,29 +58,6 @@ def exact() -> None:
     RECORD["exact control"] = distance(other, prescribed("alone", MAKERS["one side"]))
 
 
-def batch(step: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(step)
-    tokens = torch.randint(0, 11, (8,), generator=generator)
-    return tokens, torch.randn(8, 3, generator=generator, dtype=torch.float64).to(dtype)
-
-
-def share(x: Tensor) -> Tensor:
-    return x.chunk(dist.get_world_size())[dist.get_rank()]
-
-
-def trained(kind: str, make: Make, dtype: torch.dtype, steps: int = 20, **options: Any) -> tuple[nn.Module, SymO]:
-    net, model = net_of(kind, dtype)
-    optimizer = make(net, **options)
-    for step in range(steps):
-        x, y = batch(step, dtype)
-        if options.get("process_group") is not False or kind != "alone":
-            x, y = share(x), share(y)
-        optimizer.zero_grad()
-        (model(x) - y).square().mean().backward()
-        optimizer.step()
-    return net, optimizer
-
-
 def training() -> None:
     for name in TRAINED[: 1 if dist.get_world_size() == 4 else 2]:
         for dtype in (torch.float32, torch.float64):
@@ -176,14 +66,6 @@ def training() -> None:
                 kind: distance(whole(trained(kind, MAKERS[name], dtype)[0]), alone) for kind in ("ddp", "fsdp")}
     control = whole(trained("ddp", MAKERS[name], torch.float64, steps=19)[0])
     RECORD["training control"] = distance(control, alone)
-
-
-def same_everywhere(values: dict[str, Tensor]) -> bool:
-    flat = torch.cat([x.double().reshape(-1) for x in values.values()])
-    top, low = flat.clone(), flat.clone()
-    dist.all_reduce(top, dist.ReduceOp.MAX)
-    dist.all_reduce(low, dist.ReduceOp.MIN)
-    return torch.equal(top, low)
 
 
 def without_gradients() -> None:
@@ -195,9 +77,9 @@ def without_gradients() -> None:
         optimizer = MAKERS["one side"](net)
         for step in range(2):
             give(net, step)
-            if kind == "ddp" and dist.get_rank() == dist.get_world_size() - 1:
-                for p in net.parameters():
-                    p.grad = None
+            for p in net.parameters() if kind == "ddp" else ():
+                last = dist.get_rank() == dist.get_world_size() - 1
+                p.grad = None if last else p.grad.mT.contiguous().mT if p.dim() == 2 else p.grad  # columns first
             optimizer.step()
         found[kind] = distance(whole(net), alone)
     RECORD["without gradients"] = found
@@ -208,47 +90,6 @@ def without_gradients() -> None:
     before = net.c.weight.detach().clone()
     optimizer.step()
     RECORD["without any gradient"] = torch.equal(net.c.weight, before) and same_everywhere(whole(net))
-
-
-def said(action: Callable[[], Any]) -> list[str]:
-    """What an action raises in every process."""
-    text = ""
-    try:
-        action()
-    except Exception as error:
-        text = f"{type(error).__name__}: {error}"
-    found: list[str] = [""] * dist.get_world_size()
-    dist.all_gather_object(found, text)
-    return found
-
-
-def failures() -> None:
-    net, _ = net_of("ddp")
-    optimizer = MAKERS["one side"](net)
-    give(net, 0)
-    if dist.get_rank() == 1:
-        net.a.weight.grad[0, 0] = float("nan")
-    RECORD["a gradient that is not finite"] = said(optimizer.step)
-    give(net, 0)
-    optimizer.step()
-    RECORD["after the failure"] = same_everywhere(whole(net))
-    twin, _ = net_of("ddp")
-    with torch.no_grad():
-        twin.a.weight += dist.get_rank()
-    other = MAKERS["one side"](twin)
-    give(twin, 0)
-    RECORD["replicas that differ"] = said(other.step)
-    one = {f"w{dist.get_rank()}": nn.Parameter(torch.ones(2, 2))}
-    RECORD["names that differ"] = said(lambda: SymO(one.items(), Symmetry({}, {}), lr=0.1))
-    bare = nn.Linear(2, 2 + dist.get_rank())
-    RECORD["parameters that differ"] = said(lambda: SymO(bare.named_parameters(), presets.muon(bare), lr=0.1))
-    apart = SymO(bare.named_parameters(), presets.muon(bare), lr=0.1, process_group=False)
-    bare(torch.ones(1, 2)).sum().backward()
-    apart.step()
-
-
-def states(model: nn.Module, optimizer: SymO) -> dict[str, Any]:
-    return {"model": get_model_state_dict(model), "optimizer": get_optimizer_state_dict(model, optimizer)}
 
 
 def checkpoints(folder: Path) -> None:
@@ -279,6 +120,33 @@ def checkpoints(folder: Path) -> None:
         RECORD["one file for all"] = all(
             torch.equal(value, found["state"][i][key]) if isinstance(value, Tensor) else value == found["state"][i][key]
             for i, entry in one["state"].items() for key, value in entry.items())
+
+
+def continued(path: Path) -> None:
+    """Every kind of optimizer goes on from a checkpoint of shards as if nothing had been."""
+    if dist.get_world_size() == 4:
+        return
+    kept, others = ({name: _started(make) for name, make in MAKERS.items()} for _ in range(2))
+    for net, optimizer in kept.values():
+        walk(net, optimizer, range(4))
+    dcp.save({name: states(*pair) for name, pair in kept.items()}, checkpoint_id=path)
+    loaded = {name: states(*pair) for name, pair in others.items()}
+    dcp.load(loaded, checkpoint_id=path)
+    others["control"] = _started(MAKERS["one side"])
+    for name, (net, optimizer) in others.items():
+        known = name if name in loaded else "one side"
+        set_model_state_dict(net, loaded[known]["model"])
+        if name in loaded:
+            set_optimizer_state_dict(net, optimizer, loaded[name]["optimizer"])
+    ends = {name: walk(net, optimizer, range(4, 6)) for name, (net, optimizer) in kept.items()}
+    for name, (net, optimizer) in others.items():
+        wanted = ends.get(name, ends["one side"])
+        RECORD[f"continued {name}"] = distance(walk(net, optimizer, range(4, 6)), wanted)
+
+
+def _started(make: Make) -> tuple[nn.Module, SymO]:
+    net, _ = net_of("fsdp")
+    return net, make(net)
 
 
 def sharpness() -> None:
@@ -351,11 +219,13 @@ def main() -> None:
     if "crash" in sys.argv:
         crash()
         return
-    for part in (exact, training, without_gradients, failures, sharpness, partial(checkpoints, folder)):
+    parts = (exact, training, without_gradients, failures, decomposition_fails, closures, reductions, sharpness,
+             partial(checkpoints, folder), partial(continued, folder / "all"))
+    for part in parts:
         start = time.perf_counter()
         part()
-        seconds = RECORD.setdefault("seconds", {})
-        seconds[getattr(part, "__name__", "checkpoints")] = round(time.perf_counter() - start, 1)
+        function = part.func if isinstance(part, partial) else part
+        RECORD.setdefault("seconds", {})[function.__name__] = round(time.perf_counter() - start, 1)
     if dist.get_rank() == 0:
         (folder / f"record {dist.get_world_size()}.json").write_text(json.dumps(RECORD))
     dist.barrier()

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from distributed_worker import FOUR, MAKERS, TRAINED, net_of, states
+from distributed_nets import FOUR, MAKERS, TRAINED, net_of, states
 
 from symgeo import hessian, in_place_sharpness
 from symgeo.distributed import longest_first
@@ -77,6 +77,28 @@ class TestProcesses:
         assert records[size]["a loss that raises"][1] == "ValueError: the labels of this process do not fit"
         assert records[size]["a loss that raises"][0].startswith("PeerError: process 1 failed")
 
+    def test_a_failure_of_one_is_a_step_of_nobody(self, records: dict[int, dict[str, Any]], size: int) -> None:
+        said = records[size]["a decomposition that fails"]
+        assert "LinAlgError: no eigenvalues today" in said[1] and not said[1].startswith("PeerError")
+        assert all(text.startswith("PeerError: process 1 failed") for rank, text in enumerate(said) if rank != 1)
+        still, gap = records[size]["undone"]
+        assert still == [[True, True]] * size and gap == 0.0  # and the step that is taken again is the one it was
+
+    def test_a_closure_that_raises_in_one_process(self, records: dict[int, dict[str, Any]], size: int) -> None:
+        texts, still, alike, moved = records[size]["closures"]
+        assert set(texts) == {"before", "after"} and still == [True] * size and alike and moved > 1e-3
+        for said in texts.values():
+            assert said[1].startswith("ValueError: this process has no")
+            assert all(text == f"PeerError: process 1 failed, and all stopped with it: {said[1]}"
+                       for rank, text in enumerate(said) if rank != 1)
+
+    def test_who_fails_between_reductions_on_a_device_makes_up_for_them(
+        self, records: dict[int, dict[str, Any]], size: int
+    ) -> None:
+        texts, found = records[size]["reductions"]
+        assert texts[:2] == ["ValueError: process 0", "ValueError: process 1"]
+        assert found == [[found[0][0], size - 1.0]] * size and found[0][0] >= 2  # the next one is the same for all
+
     def test_models_that_differ_are_refused(self, records: dict[int, dict[str, Any]], size: int) -> None:
         assert all("parameter 'a.weight' differs" in text for text in records[size]["replicas that differ"])
         for what in ("parameters that differ", "names that differ"):
@@ -128,6 +150,11 @@ def test_checkpoints_go_from_two_to_four_to_one(records: dict[int, dict[str, Any
                 assert torch.equal(value, other) if isinstance(value, torch.Tensor) else value == other
             entries += isinstance(value, torch.Tensor) and bool(value.abs().sum() > 0)
     assert entries > 15
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_every_optimizer_goes_on_from_its_checkpoint(records: dict[int, dict[str, Any]], name: str) -> None:
+    assert records[2][f"continued {name}"] == 0.0 < 1e-2 < records[2]["continued control"]
 
 
 def test_nobody_waits_for_a_process_that_has_gone(tmp_path: Path) -> None:

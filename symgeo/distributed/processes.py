@@ -61,9 +61,9 @@ class Processes:
         """
         if not _waits(x.device):
             self._enqueued += 1
-            found = x.detach().clone()
+            found = x.detach().to(torch.float64, copy=True)
             dist.all_reduce(found, dist.ReduceOp.MAX, group=self.group)
-            return found
+            return found.to(x.dtype)
         found, failed = self._vote(x.detach().double(), False)
         if failed:
             raise _PeerFailed

@@ -237,6 +237,7 @@ def test_the_dimensions_named_are_those_declared(name: str, of: int, words: str)
         general = [n for n, group in action.groups.items() if isinstance(group, GeneralLinear)]
         assert sum(math.prod(action.copies[n]) * action.sizes[n] ** 2 for n in general) == 64
         assert f"64 of the {symmetry.dimension(params)} flat directions" in (DOCS / "corrections.md").read_text()
+        assert f"{of} parameters and {symmetry.dimension(params)} directions" in (DOCS / "idea.md").read_text()
 
 
 def test_other_figures_are_those_measured() -> None:
@@ -244,13 +245,17 @@ def test_other_figures_are_those_measured() -> None:
     ratios, layout = sharp["ratios (median of rounds)"], merged["7B layout"]
     peak = hess["peak memory of one product, MiB"]
     _, eleven, larger = (size["peak, MiB"] for size in hess["peak memory by size"]["sizes"])  # 64 tokens
-    order = ("plain", "invariant inv", "curvlinops")
+    order, single = ("plain", "invariant inv", "curvlinops"), merged["one layer"]["ratios (median of rounds)"]
     hessian_ratios = [h["ratios (median of rounds)"] for h in (hess, hess["bert-base"])]
     steps = record("optimizers")["timing"]["step / step of default AdamW"]
     expected = {
-        "sharpness": [f"{ratios[f'exact {metric} / straight line']:.2f} times" for metric in ("inv", "mix")],
-        "merging": [f"{merged['one layer']['ratios (median of rounds)']['PEFT svd / tsvd']:.0f}\n",
+        "sharpness": [f"{ratios[f'exact {metric} / straight line']:.2f} times" for metric in ("inv", "mix")]
+        + [f"{ratios['exact inv / forward + backward']:.2f} times a bare"],
+        "merging": [f"{single['PEFT svd / tsvd']:.0f} times as long as `tsvd` and "
+                    f"{single['PEFT svd / bures']:.0f} times as long as `bures`",
                     f"{layout['tsvd, 1 threads']['CPU seconds']:.1f} CPU seconds",
+                    f"and {layout['bures, 1 threads']['CPU seconds']:.0f} with `bures`",
+                    " and ".join(f"{layout[f'{m}, 1 threads']['extra MiB']:.0f}" for m in ("tsvd", "bures")) + " MiB",
                     f"{layout['tsvd, 1 threads']['adapters MiB']:.0f} MiB",
                     f"{layout['bures, 1 threads']['modules not converged']} of"],
         "hessians": [f"{r['invariant inv / plain']:.2f} and {r['invariant mix / plain']:.2f}" for r in hessian_ratios]
@@ -258,13 +263,15 @@ def test_other_figures_are_those_measured() -> None:
            for found in (peak, hess["bert-base"]["peak memory of one product, MiB"], eleven, larger)],
         "comparison": [f"| {found['curvlinops']:.0f} MiB | {found['plain']:.0f} MiB plain, "
                        f"{found['invariant inv']:.0f} MiB covariant (`inv`) |" for found in (peak, eleven, larger)]
-        + [f"| {merged['one layer']['ratios (median of rounds)']['PEFT svd / tsvd']:.0f} | 1 (`tsvd`",
-                       f"{steps['heavyball_soap']:.1f} (SOAP)",
-                       f"{steps['symo_shampoo']:.1f} (two-sided Shampoo with graft), {steps['symo_muon']:.1f} (Muon)",
-                       f"{hessian_ratios[0]['plain / curvlinops']:.2f} plain"],
+        + [f"| {single['PEFT svd / tsvd']:.0f} | 1 (`tsvd`, the same result to "
+           f"{merged['one layer']['relative difference of tsvd from PEFT svd']:.0e})".replace("e-0", "e-"),
+           f"{steps['heavyball_soap']:.1f} (SOAP)",
+           f"{steps['symo_shampoo']:.1f} (two-sided Shampoo with graft), {steps['symo_muon']:.1f} (Muon)",
+           f"{hessian_ratios[0]['plain / curvlinops']:.2f} plain",
+           f"covariant on the quotient {hessian_ratios[0]['invariant inv / plain']:.2f} times plain"],
     }
     for page, figures in expected.items():
-        text = (DOCS / f"{page}.md").read_text()
+        text = " ".join((DOCS / f"{page}.md").read_text().split())
         assert [figure for figure in figures if figure not in text] == [], page
 
 

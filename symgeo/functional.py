@@ -75,7 +75,8 @@ def _holding(model: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[None]:
     """The module with other tensors, by name, in all places of a tied one."""
     places: dict[int, list[tuple[dict[str, Any], str]]] = {}
     for module in model.modules():
-        for table in (module._parameters, module._buffers):
+        tables: list[dict[str, Any]] = [module._parameters, module._buffers]
+        for table in tables:
             for key, x in table.items():
                 places.setdefault(id(x), []).append((table, key))
     own = {**dict(model.named_parameters(remove_duplicate=False)), **dict(model.named_buffers(remove_duplicate=False))}

@@ -94,6 +94,28 @@ def test_curvature_and_sharpness_are_those_without_checkpoints(says: bool) -> No
     assert own[1] == pytest.approx(own[0], rel=1e-12) and abs(own[0] / values[0] - 1) > 0.01
 
 
+class Silent(torch.autograd.Function):
+    """x^3 with a backward pass that autograd does not see, as those of fused kernels."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        with torch.no_grad():
+            return slope * 3 * ctx.saved_tensors[0] ** 2
+
+
+def test_second_derivatives_that_get_lost_are_noticed() -> None:
+    def loss(params: Params, batch: Any) -> Tensor:
+        return checkpoint(lambda w: Silent.apply(w).sum() + w.pow(4).sum(), params["w"], use_reentrant=False)
+
+    with pytest.raises(ValueError, match="not seen by autograd"):
+        euclidean_hessian(loss, {"w": normal(3)}, [None])
+
+
 def test_gauss_newton_says_what_to_switch_off() -> None:
     with pytest.raises(ValueError, match="activation checkpoints.*switch them off"):
         ggn(model_loss(Checkpointed(True), "mse"), point(), [BATCH])

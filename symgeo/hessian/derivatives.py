@@ -74,7 +74,7 @@ def double_backward(f: Function, x: Params, v: Params) -> Params:
     return dict(zip(leaves, images))
 
 
-SECOND = (forward_over_reverse, reverse_over_reverse, double_backward)
+SECOND = (forward_over_reverse, reverse_over_reverse)
 FIRST = (forward, transposed_twice)
 
 
@@ -84,12 +84,19 @@ class Columns:
     Columns are differentiated together (``vmap``); a function that cannot be (random numbers from a fixed
     generator, in-place updates) is differentiated one column after the other.  What worked is remembered.
 
+    last : the way for what computes parts of itself again in backward passes, which the others cannot
+
     Raises ``ValueError`` naming the operation when no way works.
     """
 
-    def __init__(self, ways: Sequence[Linear]):
-        self.ways = list(ways)
+    def __init__(self, ways: Sequence[Linear], last: Linear | None = None):
+        self.ways, self.last = list(ways), last
         self.plans = [(way, together) for together in (True, False) for way in self.ways]
+
+    @property
+    def recomputing(self) -> bool:
+        """Whether only the last way has worked."""
+        return self.last is not None and self.plans == [(self.last, False)]
 
     def __call__(self, v: Tensor) -> Tensor:
         """``(d, k) -> (..., k)``."""
@@ -103,6 +110,9 @@ class Columns:
                         raise
                     failures.append(error)
                     self.plans.pop(0)
+                    if self.last is not None and not self.plans and any(map(_recomputes, failures)):
+                        self.plans = [(self.last, False)]
+                        return self._apply(v, self.last, False).detach()
         self.plans = [(way, False) for way in self.ways]
         raise _explained(failures) from failures[0]
 
@@ -118,6 +128,12 @@ class Columns:
         if v.shape[1] == 1:
             return way(v.squeeze(1)).unsqueeze(-1)
         return torch.stack([way(column).detach() for column in v.unbind(1)], dim=-1)
+
+
+def _recomputes(failure: Exception) -> bool:
+    """Whether a failure is about activation checkpoints, or about the hooks that they leave on embeddings."""
+    return isinstance(failure, RecomputationError) or any(
+        words in str(failure) for words in ("yet support saved tensor hooks", "call Tensor.requires_grad_()"))
 
 
 def _explained(failures: Sequence[Exception]) -> Exception:
@@ -176,6 +192,9 @@ class SecondDerivative:
             gradient(f, self.space)
         for columns in self.maps:
             make_symmetric(columns, probes(self.space.point), scale, "Hessian")
+        for f, columns in zip(self.functions, self.maps):
+            if columns.recomputing:
+                check_by_differences(f, columns, self.space, scale)
         return scale
 
 
@@ -197,12 +216,32 @@ def make_symmetric(columns: Columns, v: Tensor, scale: float, name: str) -> None
         gap = asymmetry(v, image, scale)
 
 
-def gradient(f: Function, space: FlatSpace) -> Tensor:
-    """The gradient of ``f`` at the point, in flat order; zero for a constant.
+def check_by_differences(f: Function, columns: Columns, space: FlatSpace, scale: float) -> None:
+    """``ValueError`` where the product differs from a central difference of gradients by more than a tenth.
+
+    A double backward pass leaves out, without a word, what a custom backward pass computes outside of autograd.
+    scale : the size of the gradient, whose rounding the difference has
+    """
+    v = probes(space.point)[:, :1]
+    v, precision = v / v.norm(), max(torch.finfo(dtype).eps for dtype in space.dtypes.values())
+    step = precision ** (1 / 3) * (1 + float(space.point.norm()))
+    ahead, behind = (gradient(f, space, space.point + sign * step * v.squeeze(1)) for sign in (1.0, -1.0))
+    difference, image = (ahead - behind) / (2 * step), columns(v).squeeze(1)
+    rounding = precision * scale * space.size**0.5 / step
+    if float((difference - image).norm()) > 0.1 * float(difference.norm()) + 10 * rounding:
+        raise ValueError(
+            "the model cannot be differentiated twice: a backward pass in it is not seen by autograd; use a plain "
+            "implementation (in transformers: attn_implementation='eager'), or switch activation checkpoints off"
+        )
+
+
+def gradient(f: Function, space: FlatSpace, at: Tensor | None = None) -> Tensor:
+    """The gradient of ``f`` at the point of the space or another one, in flat order; zero for a constant.
 
     Raises ``ValueError`` where ``f`` is not finite, and for gradients that torch keeps as sparse tensors.
     """
-    leaves = {name: p.detach().requires_grad_() for name, p in space.tangent(space.point).items()}
+    where = space.tangent(space.point if at is None else at)
+    leaves = {name: p.detach().requires_grad_() for name, p in where.items()}
     with differentiable(), recomputable():
         value = f(leaves)
         check_finite_loss(value)
@@ -278,7 +317,7 @@ def not_symmetric(name: str, gap: float) -> ValueError:
 
 def second_ways(f: Function, space: FlatSpace) -> Columns:
     """``V -> H V`` for the Hessian of one function at the point."""
-    return Columns([_bound(way, f, space) for way in SECOND])
+    return Columns([_bound(way, f, space) for way in SECOND], _bound(double_backward, f, space))
 
 
 def _bound(way: Callable[[Function, Params, Params], Params], f: Function, space: FlatSpace) -> Linear:

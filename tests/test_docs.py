@@ -65,7 +65,7 @@ def test_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
                 monkeypatch.delitem(sys.modules, file[1], raising=False)
             exec(compile(block, f"{page.name} block {i}", "exec"), names)
             continue
-        commands = block.splitlines()
+        commands = block.replace("\\\n", " ").splitlines()
         assert commands and all(command.startswith("$ symgeo ") for command in commands)
         for command in commands:
             assert main(command.split()[2:]) == 0, command

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -150,6 +151,69 @@ def test_activation_checkpoints_are_honoured() -> None:
     found = in_place_sharpness(wrapped.model, data(), 0.2, symmetry, CROSS_ENTROPY, steps=4)
     assert found.value == pytest.approx(wanted, rel=1e-12)
     assert wrapped.passes == 2 * 2 * (2 + 2 * 5)  # two batches, two blocks: two checks, and twice for each of 5 points
+
+
+class Noisy(nn.Module):
+    """In training mode it keeps statistics and draws random numbers; one buffer is there from the first pass on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(5, 4), nn.BatchNorm1d(4), nn.Linear(4, 3)
+        self.register_buffer("seen", None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen = x.detach().mean() if self.seen is None else self.seen + 1
+        return self.last(nn.functional.dropout(self.norm(self.first(x)), 0.1, self.training))
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_buffers_and_the_random_state_are_given_back(fails: bool) -> None:
+    model, passes = Noisy().double().train(), 0
+    x, y = torch.randn(7, 5).double(), torch.arange(7) % 3
+
+    def loss(_: Any, batch: tuple[Tensor, Tensor]) -> Tensor:
+        nonlocal passes
+        passes += 1
+        if fails and passes == 4:
+            raise RuntimeError("the machine is out of patience")
+        return CROSS_ENTROPY(model(batch[0]), batch[1])
+
+    def state() -> list[Tensor]:
+        return [torch.get_rng_state(), *(x.clone() for x in model.buffers())]
+
+    before, objects = state(), [id(x) for x in model.buffers()]
+    with pytest.raises(RuntimeError, match="patience") if fails else nullcontext():
+        assert in_place_sharpness(model, [(x, y), (x + 1, y)], 0.1, loss=loss, steps=3).value > 0
+    assert len(before) == 4 and passes == (4 if fails else 10) and model.seen is None
+    assert all(map(torch.equal, before, state())) and objects == [id(x) for x in model.buffers()]
+    CROSS_ENTROPY(model(x), y)
+    assert not any(map(torch.equal, before, state())) and model.seen is not None
+
+
+def test_a_backward_pass_that_leaves_no_gradients_is_an_error() -> None:
+    model = vit()
+    handles = [p.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None)) for p in model.parameters()]
+    with pytest.raises(ValueError, match="the backward pass left no parameter a gradient"):
+        in_place_sharpness(model, data(), 0.1, None, CROSS_ENTROPY, steps=3)
+    for handle in handles:
+        handle.remove()
+    assert in_place_sharpness(model, data(), 0.1, None, CROSS_ENTROPY, steps=3).value > 0
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("chunk_bytes", -5), ("chunk_bytes", 0), ("eps", -1.0), ("eps", float("nan")), ("process_group", "x"),
+    ("process_group", 0), ("criterion", CROSS_ENTROPY),
+])
+def test_arguments_without_a_meaning_are_refused(name: str, value: Any) -> None:
+    model = nn.Linear(2, 1)
+
+    def measure(**arguments: Any) -> float:
+        loss = lambda _, batch: model(batch).square().mean()  # noqa: E731
+        return in_place_sharpness(model, [torch.ones(3, 2)], 0.1, loss=loss, steps=2, **arguments).value
+
+    with pytest.raises(ValueError, match=f"^{name}"):
+        measure(**{name: value})
+    assert measure(chunk_bytes=1, eps=0.0, process_group=False) > 0
 
 
 def test_mixed_precision_and_bad_input() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,9 @@ from torch import Tensor
 from symgeo.distributed.processes import Processes, all_gather
 from symgeo.distributed.shards import Box, boxes, is_sharded, local
 
+#: bytes that a process receives in one message of replicas
+MESSAGE_BYTES = 2**27
+
 #: part of a tensor that one process sends to another: name, box in the whole tensor
 Piece = tuple[str, Box]
 
@@ -19,18 +22,22 @@ Piece = tuple[str, Box]
 class Exchange:
     """Between parameters as processes hold them (replicas, or parts) and whole tensors at their owners.
 
-    One message to every other process in each direction, whatever the number of parameters; replicas cost one
-    all-gather of what was made of them, and nothing on the way in.
+    One message to every other process in each direction, whatever the number of parameters; replicas cost an
+    all-gather of what was made of them, in messages of `MESSAGE_BYTES`, and nothing on the way in.
 
     Parameters
     ----------
     params: in one order on all processes; owner: the number of the process that gets each
+    known: the boxes of these parameters, where they have been found already
     """
 
-    def __init__(self, team: Processes, params: Mapping[str, Tensor], owner: Mapping[str, int]) -> None:
+    def __init__(
+        self, team: Processes, params: Mapping[str, Tensor], owner: Mapping[str, int],
+        known: Mapping[str, list[Box]] | None = None,
+    ) -> None:
         self.team, self.owner = team, dict(owner)
         self.sharded = {name: is_sharded(p) for name, p in params.items()}
-        self.boxes = boxes(params, team)
+        self.boxes = boxes(params, team) if known is None else {name: known[name] for name in params}
         self.shapes = {name: tuple(p.shape) for name, p in params.items()}
         self.devices = {name: local(p).device for name, p in params.items()}
         self.owned = [name for name in params if owner[name] == team.rank]
@@ -138,19 +145,39 @@ class Exchange:
         rows: list[list[str]] = [[] for _ in range(self.team.size)]
         for name in names:
             rows[self.owner[name]].append(name)
+        me, size, device = self.team.rank, self.team.size, self.devices[names[0]]
         sizes = {name: self.boxes[name][0].size for name in names}
         length = max(sum(sizes[name] for name in row) for row in rows)
-        flat = torch.zeros(length, dtype=dtype, device=self.devices[names[0]])
-        if rows[self.team.rank]:
-            mine = torch.cat([whole[name].reshape(-1).to(dtype) for name in rows[self.team.rank]])
-            flat[: len(mine)] = mine
-        gathered = torch.empty(self.team.size * length, dtype=dtype, device=flat.device)
-        all_gather(gathered, flat, self.team.group)
-        result: dict[str, Tensor] = {}
-        for part, row in zip(gathered.split(length), rows):
-            pieces = part[: sum(sizes[name] for name in row)].split([sizes[name] for name in row])
-            result |= {name: piece.reshape(self.shapes[name]) for name, piece in zip(row, pieces)}
-        return result
+        mine = {name: whole[name].reshape(-1) for name in rows[me]}
+        flats = {name: torch.empty(sizes[name], dtype=dtype, device=device) for name in names}
+        step = max(1, MESSAGE_BYTES // (size * dtype.itemsize))
+        for start in range(0, length, step):
+            stop = min(start + step, length)
+            sent = torch.zeros(stop - start, dtype=dtype, device=device)
+            for name, there, here in _within(rows[me], sizes, start, stop):
+                sent[there] = mine[name][here].to(dtype)
+            gathered = torch.empty(size * len(sent), dtype=dtype, device=device)
+            all_gather(gathered, sent, self.team.group)
+            for part, row in zip(gathered.split(len(sent)), rows):
+                for name, there, here in _within(row, sizes, start, stop):
+                    flats[name][here] = part[there]
+        return {name: flat.reshape(self.shapes[name]) for name, flat in flats.items()}
+
+
+def _within(
+    names: Iterable[str], sizes: Mapping[str, int], start: int, stop: int
+) -> Iterator[tuple[str, slice, slice]]:
+    """What a window of tensors one behind the other has of each: where in the window, and where in the tensor.
+
+    >>> list(_within("ab", {"a": 3, "b": 5}, 2, 4))
+    [('a', slice(0, 1, None), slice(2, 3, None)), ('b', slice(1, 2, None), slice(0, 1, None))]
+    """
+    begin = 0
+    for name in names:
+        first, last = max(begin, start), min(begin + sizes[name], stop)
+        if first < last:
+            yield name, slice(first - start, last - start), slice(first - begin, last - begin)
+        begin += sizes[name]
 
 
 def _by_dtype(names: Iterable[str], dtype: Callable[[str], torch.dtype]) -> dict[torch.dtype, list[str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,6 +22,18 @@ def check_same(team: Processes, params: Mapping[str, Tensor]) -> None:
                 f"process {team.ranks[rank]} has other parameters than process {team.ranks[team.rank]}: {there} against"
                 f" {here}; processes that train models of their own need process_group=False"
             )
+
+
+def check_agreed(team: Processes, arguments: Mapping[str, Any]) -> None:
+    """Raises ValueError naming the first of these arguments that is not the same on all processes."""
+    said = team.gather(dict(arguments))
+    for name, first in said[0].items():
+        for rank, theirs in zip(team.ranks, said):
+            if theirs[name] != first:
+                raise ValueError(
+                    f"{name}: needed the same on all processes; found {first} on process {team.ranks[0]} and "
+                    f"{theirs[name]} on process {rank}"
+                )
 
 
 def check_replicas(team: Processes, params: Mapping[str, Tensor]) -> None:

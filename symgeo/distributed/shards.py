@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -64,6 +65,48 @@ def refuse_parts(params: Mapping[str, Tensor]) -> None:
                 f"process_group: parameter {name!r} is sharded, and this process holds {tuple(local(p).shape)} of "
                 f"{tuple(p.shape)}; needed the processes that hold it, found one"
             )
+
+
+@contextmanager
+def reducing(sharders: Sequence[Any]) -> Iterator[None]:
+    """A context in which every backward pass of these ``FSDPModule``s ends with reduced gradients.
+
+    Whatever ``set_requires_gradient_sync``, ``set_requires_all_reduce`` and ``set_is_last_backward`` had said before
+    holds again afterwards.  Raises ``ValueError`` where gradients that are not reduced yet are waiting.
+    """
+    states = [module._get_fsdp_state() for module in sharders]
+    groups = [group for state in states for group in _param_groups(state)]
+    if any(_waiting(p) for group in groups for p in group.fsdp_params):
+        raise ValueError(
+            "model: gradients of a backward pass without synchronisation are waiting to be reduced; finish the "
+            "accumulation (set_requires_gradient_sync(True) and a backward pass) before measuring"
+        )
+    said = [(group.reduce_grads, group.all_reduce_grads) for group in groups]
+    last = [state._state_ctx.is_last_backward for state in states]
+    for group in groups:
+        group.reduce_grads = group.all_reduce_grads = True
+    for state in states:
+        state._state_ctx.is_last_backward = True
+    try:
+        yield
+    finally:
+        for group, (reduce, all_reduce) in zip(groups, said):
+            group.reduce_grads, group.all_reduce_grads = reduce, all_reduce
+        for state, was in zip(states, last):
+            state._state_ctx.is_last_backward = was
+
+
+def _param_groups(state: Any) -> list[Any]:
+    """Torch has a list of them or, in older versions, one or none."""
+    found = getattr(state, "_fsdp_param_groups", None)
+    if found is not None:
+        return list(found)
+    return [] if state._fsdp_param_group is None else [state._fsdp_param_group]
+
+
+def _waiting(p: Any) -> bool:
+    unsharded = getattr(p, "_unsharded_param", None)  # made by the first forward pass
+    return p.unsharded_accumulated_grad is not None or (unsharded is not None and unsharded.grad is not None)
 
 
 def whole(box: Tensor) -> Box:

@@ -2,14 +2,17 @@
 
 The metric is a sum over parameters that no factor pair connects, so that every chunk has a chart of its own, and what
 autograd keeps of the exponential map is that of one chunk.  Under ``fully_shard`` the chart of a process holds its own
-parts of the parameters that are in no pair, and whole pairs that it owns: those travel to it and back.
+parts of the parameters that are in no pair, and whole pairs that it owns: those travel to it and back.  Where
+several processes hold the same part, the first of them counts it.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,6 +20,8 @@ from torch import Tensor
 
 from symgeo.chart import Chart
 from symgeo.distributed import Exchange, Processes, is_sharded, local, longest_first
+from symgeo.distributed.shards import Box, boxes
+from symgeo.distributed.shards import whole as entire
 from symgeo.functional import Params
 from symgeo.geometry import ParameterManifold
 from symgeo.groups import GeneralLinear, Rotary
@@ -54,18 +59,27 @@ class Chunks:
     ) -> None:
         self.params, self.team = dict(params), team
         self.sharded = any(is_sharded(p) for p in params.values())
+        self.dtype = functools.reduce(torch.promote_types, (p.dtype for p in params.values()), torch.float32)
+        self.device = local(next(iter(params.values()))).device
         units = _units(metric.symmetry, params, constants)
-        self._exchange = self._owners(units) if self.sharded and team is not None else None
+        spread = self.sharded and team is not None
+        self._boxes = boxes(params, team) if spread and team is not None else {}
+        self._exchange = self._owners(units) if spread else None
         values = self._held()
         symmetry = units[0].symmetry
         if symmetry is not None:
             paired = {name for unit in units if unit.pair for name in unit.names}
             symmetry = symmetry.without(symmetry.tensors.keys() - paired)
-        self._charts = [_chart(symmetry, {name: values[name] for name in names}, metric)
-                        for names in _grouped(units, values, size)]
-        self.dtype = max((chart.dtype for chart in self._charts), key=lambda d: d.itemsize, default=torch.float32)
-        self.device = local(next(iter(params.values()))).device
-        counts = [sum(getattr(chart, what) for chart in self._charts) for what in ("pairs", "relaxed", "zeros")]
+        kinds = [[unit for unit in units if unit.pair],
+                 [unit for unit in units if not unit.pair and self._first(unit)],
+                 [unit for unit in units if not unit.pair and not self._first(unit)]]
+        with self._alike():
+            charts = [[_chart(symmetry, {name: values[name] for name in names}, metric)
+                       for names in _grouped(kind, values, size)] for kind in kinds]
+        self._pairs, self._charts = len(charts[0]), [chart for kind in charts for chart in kind]
+        counted = [*charts[0], *charts[1]]
+        self._counted = sum(chart.size for chart in counted)  # of the coordinates the first ones: copies follow
+        counts = [sum(getattr(chart, what) for chart in counted) for what in ("pairs", "relaxed", "zeros")]
         if self._exchange is not None and team is not None:
             counts = [sum(column) for column in zip(*team.gather(counts))]
         self.pairs, self.relaxed, self.zeros = counts
@@ -75,44 +89,62 @@ class Chunks:
         return torch.zeros(sum(chart.size for chart in self._charts), dtype=self.dtype, device=self.device)
 
     def random(self, generator: torch.Generator) -> Tensor:
-        """Standard normal coordinates, horizontal."""
-        draws = [chart.random(generator).to(self.dtype) for chart in self._charts]
+        """Standard normal coordinates, horizontal; of a generator in the same state on all processes.
+
+        Every part of a parameter has numbers of its own, the same on all processes that hold it.
+        """
+        (draw,) = torch.randint(2**62, (1,), generator=generator).tolist()
+        draws = []
+        for number, chart in enumerate(self._charts):
+            if number < self._pairs:  # in one process only
+                z = chart.random(_generator(draw, *chart.order))
+            else:
+                parts = [(name, self._box(name)) for name in chart.order]
+                numbers = [torch.randn(box.size, dtype=chart.dtype, generator=_generator(draw, name, box.offset))
+                           for name, box in parts]
+                z = chart.project(torch.cat(numbers).to(self.device))
+            draws.append(z.to(self.dtype))
         return torch.cat(draws) if draws else self.origin()
 
     def inner(self, vectors: Sequence[Tensor]) -> Tensor:
-        """Inner products of all pairs, over all processes that hold a part."""
-        found = inner_products(vectors)
-        return found if self._exchange is None or self.team is None else self.team.sum_(found)
+        """Inner products of all pairs, over all processes; what several of them hold counts once."""
+        if self._exchange is None or self.team is None:
+            return inner_products(vectors)
+        return self.team.sum_(inner_products([v[: self._counted] for v in vectors]))
 
     @torch.no_grad()
     def write(self, z: Tensor, method: str, bound: float | None) -> None:
         """Put the module at the end of the geodesic with coordinates ``z``, in the balanced gauge."""
         owned: Params = {}
-        for chart, piece in self._pieces(z):
-            for name, x in chart.point(piece.to(chart.dtype), method, bound=bound).items():
-                if self._exchange is not None and name in self._exchange.owner:
-                    owned[name] = x
-                else:
-                    local(self.params[name]).copy_(x)
+        with self._alike():
+            for chart, piece in self._pieces(z):
+                for name, x in chart.point(piece.to(chart.dtype), method, bound=bound).items():
+                    if self._exchange is not None and name in self._exchange.owner:
+                        owned[name] = x
+                    else:
+                        local(self.params[name]).copy_(x)
         if self._exchange is not None:
-            for name, x in self._exchange.spread(owned, self._exchange.owner, self._wire()).items():
+            for name, x in self._exchange.spread(owned, self._exchange.owner, self.dtype).items():
                 local(self.params[name]).copy_(x)
 
     def pull(self, z: Tensor, method: str, bound: float | None) -> Tensor:
         """The horizontal gradient at ``z`` from the gradients that the module has."""
         grads = self._gradients()
-        pulled = []
-        for chart, piece in self._pieces(z):
-            leaf = piece.to(chart.dtype).detach().requires_grad_()
-            with torch.enable_grad():
-                point = chart.point(leaf, method, bound=bound)
-            names = [name for name in point if name in grads and point[name].requires_grad]
-            if names:
-                (slope,) = torch.autograd.grad([point[n] for n in names], leaf, [grads[n].to(point[n]) for n in names])
-                pulled.append(chart.project(slope).to(self.dtype))
-            else:
-                pulled.append(torch.zeros_like(leaf, dtype=self.dtype))
+        with self._alike():
+            pulled = [self._pulled(chart, piece, grads, method, bound) for chart, piece in self._pieces(z)]
         return torch.cat(pulled) if pulled else self.origin()
+
+    def _pulled(
+        self, chart: Chart, piece: Tensor, grads: Mapping[str, Tensor], method: str, bound: float | None
+    ) -> Tensor:
+        leaf = piece.to(chart.dtype).detach().requires_grad_()
+        with torch.enable_grad():
+            point = chart.point(leaf, method, bound=bound)
+        names = [name for name in point if name in grads and point[name].requires_grad]
+        if not names:
+            return torch.zeros_like(leaf, dtype=self.dtype)
+        (slope,) = torch.autograd.grad([point[n] for n in names], leaf, [grads[n].to(point[n]) for n in names])
+        return chart.project(slope).to(self.dtype)
 
     @contextmanager
     def kept(self) -> Iterator[Callable[[], None]]:
@@ -143,7 +175,22 @@ class Chunks:
         assert self.team is not None
         owner = longest_first(pairs, self.team.size)
         names = {name: owner[i] for i in owner for name in units[i].names}
-        return Exchange(self.team, {name: self.params[name] for name in names}, names)
+        return Exchange(self.team, {name: self.params[name] for name in names}, names, self._boxes)
+
+    def _alike(self) -> AbstractContextManager[None]:
+        """Work of which every process has its share, and in which one may fail: then all stop."""
+        return nullcontext() if self._exchange is None or self.team is None else self.team.together(self.device)
+
+    def _box(self, name: str) -> Box:
+        """The part of a parameter that this process holds."""
+        return entire(self.params[name]) if self.team is None or not self._boxes else self._boxes[name][self.team.rank]
+
+    def _first(self, unit: _Unit) -> bool:
+        """Whether no process before this one holds the same part of it."""
+        if self.team is None or not self._boxes:
+            return True
+        (name,) = unit.names
+        return self._boxes[name].index(self._box(name)) == self.team.rank
 
     def _held(self) -> dict[str, Tensor]:
         """The values that this process works on."""
@@ -155,8 +202,17 @@ class Chunks:
                 if name in whole or name not in self._exchange.owner}
 
     def _gradients(self) -> dict[str, Tensor]:
-        """Gradients of the mean loss of all processes, of what this process works on."""
+        """Gradients of the mean loss of all processes, of what this process works on.
+
+        Raises ``ValueError`` where no process has any.
+        """
         grads = {name: p.grad for name, p in self.params.items()}
+        found_any = any(g is not None for g in grads.values())
+        if not (found_any if self.team is None else any(row[0] for row in self.team.bits([found_any]))):
+            raise ValueError(
+                "model: the backward pass left no parameter a gradient; needed .grad of those that move. Remove hooks "
+                "that clear gradients (an optimizer step within the backward pass), or a loss that has its own"
+            )
         if self.team is not None and not self.sharded:
             for name, p in self.params.items():  # a process whose data do not reach a parameter joins all the same
                 grads[name] = torch.zeros_like(p) if p.grad is None else p.grad
@@ -178,12 +234,6 @@ class Chunks:
 
     def _dtype_of(self, name: str) -> torch.dtype:
         return self.params[name].dtype
-
-    def _wire(self) -> torch.dtype:
-        dtype = torch.float32
-        for p in self.params.values():
-            dtype = torch.promote_types(dtype, p.dtype)
-        return dtype
 
 
 @dataclass(frozen=True)
@@ -240,6 +290,12 @@ def _by_size(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         group.append(x)
     if group:
         yield group
+
+
+def _generator(*key: object) -> torch.Generator:
+    """One with a seed that the key gives, the same on every machine."""
+    digest = hashlib.blake2b(repr(key).encode(), digest_size=7).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest, "big"))
 
 
 def _chart(symmetry: Symmetry | None, values: Params, metric: Metric) -> Chart:

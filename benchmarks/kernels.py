@@ -2,7 +2,8 @@
 
   bandwidth   bytes that a pass over memory has to move, by its time, as a fraction of what a copy reaches
               (`pair_sums`, `affine`, `inner_products`, `combination`, `exponential_map`; float32 and bfloat16)
-  products    `gram` against `torch.bmm`, `ema_gram` against `torch.baddbmm`, square matrices, bfloat16 and float32
+  products    `gram` against `torch.bmm`, `ema_gram` against `torch.baddbmm`, square matrices, bfloat16 and float32;
+              those with fewer than 128 rows are 64 at a time, and bfloat16 is widened in memory there
   spectra     `power` and `polar` of many small matrices against `torch.linalg.eigh` and `svd`, batched and in a loop
 
 Times are between two CUDA events, after a buffer larger than the cache was overwritten, which also hides what Python
@@ -128,21 +129,21 @@ def bandwidth(sizes: Sizes, dtype: torch.dtype, device: torch.device) -> Iterato
 def products(sizes: Sizes, dtype: torch.dtype, device: torch.device) -> Iterator[Case]:
     """Symmetric products of square matrices."""
     for n in sizes.rows:
-        x = normal(n, n, dtype=dtype, device=device)
-        wide, stacked = torch.eye(n, device=device), x.unsqueeze(0)
-        kept, result = torch.eye(n, dtype=dtype, device=device).unsqueeze(0), torch.empty_like(stacked)
+        x = normal(64 if n < kernels.TILED_ROWS else 1, n, n, dtype=dtype, device=device)
+        wide, kept = (torch.eye(n, dtype=kind, device=device).repeat(len(x), 1, 1) for kind in (torch.float32, dtype))
+        result = torch.empty_like(x)
         bars = {"triton": SPEEDUP} if dtype == torch.bfloat16 and n >= 1024 else {}
         rivals = [name for name in ("batched", "triton") if kernels.available(name)]
         gram = {OWN: lambda x=x: kernels.gram(x)}
         gram |= {name: lambda x=x, name=name: kernels.gram(x, backend=name) for name in rivals}
-        gram["torch.bmm"] = lambda x=stacked, out=result: torch.bmm(x, x.mT, out=out)
+        gram["torch.bmm"] = lambda x=x, out=result: torch.bmm(x, x.mT, out=out)
         yield Case(
             f"gram {n}, {NAMES[dtype]}", gram, "torch.bmm", {OWN: NEVER_SLOWER, **bars},
             lambda x=x: error(kernels.gram(x), kernels.gram(x, backend="reference")), TOLERANCE[dtype],
         )
         average = {OWN: lambda x=x, t=wide: kernels.ema_gram(t, x, 0.9)}
         average |= {name: lambda x=x, t=wide, name=name: kernels.ema_gram(t, x, 0.9, backend=name) for name in rivals}
-        average["torch.baddbmm"] = lambda x=stacked, t=kept: t.baddbmm_(x, x.mT, beta=0.9, alpha=0.1)
+        average["torch.baddbmm"] = lambda x=x, t=kept: t.baddbmm_(x, x.mT, beta=0.9, alpha=0.1)
         yield Case(
             f"ema_gram {n}, {NAMES[dtype]}", average, "torch.baddbmm", {OWN: NEVER_SLOWER, **bars},
             lambda x=x: average_error(x), TOLERANCE[dtype],
@@ -150,7 +151,7 @@ def products(sizes: Sizes, dtype: torch.dtype, device: torch.device) -> Iterator
 
 
 def average_error(x: Tensor) -> float:
-    found, wanted = (torch.eye(len(x), device=x.device) for _ in range(2))
+    found, wanted = (torch.eye(x.shape[-2], device=x.device).repeat(len(x), 1, 1) for _ in range(2))
     kernels.ema_gram(found, x, 0.9)
     return error(found, kernels.ema_gram(wanted, x, 0.9, backend="reference"))
 
@@ -260,7 +261,7 @@ def main() -> None:
     sizes = Sizes(2**14, (32, 130), (8,), 3)
     if not options.cpu:
         entries = min(2**28, torch.cuda.get_device_properties(device).total_memory // 2**6)
-        sizes = Sizes(entries, (256, 512, 1024, 2048, 4096), (8, 16, 32, 64), 256)
+        sizes = Sizes(entries, (32, 64, 96, 256, 512, 1024, 2048, 4096), (8, 16, 32, 64), 256)
     clock, rounds, rows = Clock(device), 2 if options.cpu else options.rounds, []
     groups = [lambda d=d: bandwidth(sizes, d, device) for d in (torch.float32, torch.bfloat16)]
     groups += [lambda d=d: products(sizes, d, device) for d in (torch.bfloat16, torch.float32)]

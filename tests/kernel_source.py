@@ -198,7 +198,8 @@ def is_function(left: ast.expr, right: ast.expr, scope: Scope) -> bool:
 
 def iterates(loop: ast.For | ast.While, scope: Scope) -> bool:
     """Whether a loop multiplies what it computes by itself or by products with it: Newton-Schulz, squarings, roots."""
-    assigned = [(names(target), value) for target, value in assignments(loop)]
+    assigned = [(names(target.value if isinstance(target, ast.Subscript) else target), value)
+                for target, value in assignments(loop)]  # fmt: skip
     made: dict[str, set[str]] = {}  # of the products that a name is made of, or of what it is another name of
     for own, value in assigned:
         factors = [names(side) for pair in scope.products(value) for side in pair]

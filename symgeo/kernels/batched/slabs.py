@@ -1,7 +1,8 @@
 """Products that are Hermitian, in slabs of rows from the diagonal on: of a large one little more than half is computed.
 
-On a CPU the other half is copied: from some 300 rows on that is faster than the whole product.  Elsewhere a whole symmetric product is one call and one pass: what slabs would
-gain there is not measured, and small ones leave most of a GPU idle.
+On a CPU the other half is copied: from some 300 rows on that is faster than the whole product.  Elsewhere a whole
+symmetric product is one call and one pass: what slabs would gain there is not measured, and small ones leave most of a
+GPU idle.
 """
 
 from __future__ import annotations

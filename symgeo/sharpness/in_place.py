@@ -78,23 +78,13 @@ def in_place_sharpness(
         _check_sharding(params, team)
         data = batch_list(batches)
     if team is not None:
-        check_same(team, params)
-        check_replicas(team, params)
-        check_agreed(team, {
-            "batches (their number)": len(data), "rho": rho, "steps": steps, "geodesic": geodesic, "metric": metric,
-            "rest": rest, "eps": eps, "seed": seed, "chunk_bytes": chunk_bytes,
-            "symmetry (a digest)": _digest(symmetry),
-        })
+        _agree(team, params, data, symmetry, rho=rho, steps=steps, geodesic=geodesic, metric=metric, rest=rest, eps=eps,
+               seed=seed, chunk_bytes=chunk_bytes)
     constants = {name: p for name, p in bare.named_parameters() if not p.requires_grad}
     chunks = Chunks(params, constants, Metric(symmetry, metric, rest, eps), team, chunk_bytes)
     kind = f"geodesic {metric}" if chunks.pairs else rest
     search = _Search(bare, loss or functional_loss(bare, criterion), chunks, geodesic, rho)
-    generator = torch.Generator().manual_seed(seed)
-    with search.kept() as restore:
-        ascents = []
-        for batch in track(data, f"{kind} sharpness", progress):
-            restore()
-            ascents.append(search.climb(batch, steps, generator))
+    ascents = search.over(track(data, f"{kind} sharpness", progress), steps, torch.Generator().manual_seed(seed))
     return summarise(ascents, chunks, rho, kind, geodesic, steps)
 
 
@@ -130,8 +120,14 @@ def _check_sharding(params: Mapping[str, Tensor], team: Processes | None) -> Non
         refuse_parts(params)
 
 
-def _digest(symmetry: Symmetry | None) -> str | None:
-    return None if symmetry is None else hashlib.blake2b(repr(symmetry).encode(), digest_size=8).hexdigest()
+def _agree(
+    team: Processes, params: Mapping[str, Tensor], data: Sequence[Any], symmetry: Symmetry | None, **arguments: Any
+) -> None:
+    """Raises ``ValueError`` in all processes where what they are to measure differs."""
+    check_same(team, params)
+    check_replicas(team, params)
+    digest = None if symmetry is None else hashlib.blake2b(repr(symmetry).encode(), digest_size=8).hexdigest()
+    check_agreed(team, {"batches (their number)": len(data), **arguments, "symmetry (a digest)": digest})
 
 
 class _Search:
@@ -140,6 +136,15 @@ class _Search:
     def __init__(self, model: nn.Module, loss: Loss, chunks: Chunks, geodesic: str, rho: float) -> None:
         self._loss, self._chunks, self._geodesic, self._rho = loss, chunks, geodesic, rho
         self._model, self._sharders = model, _sharders(model)
+
+    def over(self, batches: Iterable[Any], steps: int, generator: torch.Generator) -> list[Ascent]:
+        """The best point for each batch; the module is left as it was."""
+        ascents = []
+        with self.kept() as restore:
+            for batch in batches:
+                restore()
+                ascents.append(self.climb(batch, steps, generator))
+        return ascents
 
     def climb(self, batch: Any, steps: int, generator: torch.Generator) -> Ascent:
         """The best point for a batch, from the parameters as they are now."""

@@ -17,12 +17,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from networks import params_of
 from zoo import ZOO
 
+import symgeo
 from symgeo import find_symmetry
 from symgeo.cli import app, main
 from symgeo.groups import GeneralLinear
+from symgeo.models.tiny_vit import TinyViT
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -176,6 +179,44 @@ def test_every_public_name_is_in_the_reference() -> None:
         missing = [name for name in names if not any(found(f"{module}.{name}") is thing for thing in known)]
         missing = [name for name in missing if f"{module}.{name}" not in PUBLIC]  # subpackages
         assert not missing, f"{module}: {missing}"
+
+
+ISOMETRIES = {
+    "adaptive": ["e[blocks.0]", "f[blocks.0]", "h[blocks.0]", "g[blocks.0]", "final"],
+    "euclidean": ["e[blocks.0]", "h[blocks.0]", "mlp_mean_weight[blocks.0]", "embed_bias_mean"],
+}
+OTHERS = {
+    "adaptive": ["c[blocks.0]", "value_bias[blocks.0]", "up_rows[blocks.0]", "rotation", "embed_bias_mean"],
+    "euclidean": ["c[blocks.0]", "g[blocks.0]", "value_bias[blocks.0]", "rotation"],
+}
+
+
+@pytest.mark.parametrize("rest", ISOMETRIES)
+def test_what_sharpness_does_not_change_along(rest: str) -> None:
+    """What the page on sharpness says of each kind of generator, on a small ViT without zeros."""
+    generator = torch.Generator().manual_seed(5)
+    model = TinyViT(patch_size=4, width=8, depth=1, heads=2, mlp_width=8).double().eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=generator, dtype=p.dtype))
+    symmetry, loss = find_symmetry(model), symgeo.functional_loss(model, torch.nn.functional.cross_entropy)
+    params = {name: p.detach() for name, p in model.named_parameters()}
+    batch = (torch.rand(16, 8, 8, generator=generator).double(), torch.randint(10, (16,), generator=generator))
+    action = symmetry.bind(params)
+
+    def change(name: str) -> float:
+        point = action.act(action.random(torch.Generator().manual_seed(1), only=[name]), params)
+        assert sum(float((point[key] - p).square().sum()) for key, p in params.items()) > 1
+        assert abs(float(loss(point, batch) - loss(params, batch))) < 1e-12
+        return abs(sharpness(point) / here - 1)
+
+    def sharpness(point: symgeo.functional.Params) -> float:
+        manifold = symgeo.ParameterManifold(point, symmetry, "inv", rest)
+        return symgeo.geodesic_sharpness(loss, point, [batch], manifold, rho=0.3, steps=4).value
+
+    here = sharpness(params)
+    assert max(map(change, ISOMETRIES[rest])) < 1e-10
+    assert min(map(change, OTHERS[rest])) > 1e-5
 
 
 def record(name: str) -> Any:

@@ -10,6 +10,7 @@ from torch import Tensor
 from manifolds.linalg import widen
 from symgeo.curvature import Bucket, DenseBlock, StructuredBlock
 from symgeo.curvature.structured import DENSE_LIMIT, Block
+from symgeo.kernels import ema_gram
 from symgeo.optim.packed import hermitian_product
 
 #: a number for everything, or a tensor that broadcasts against the second moments
@@ -49,6 +50,9 @@ def average_(t: Tensor, bucket: Bucket, x: Tensor, y: Tensor | None, decay: Fact
     weight: Factor = 1 - decay if isinstance(decay, float) else (1 - decay).to(t.dtype)
     if y is not None or diagonal:
         t.lerp_(second_moment(bucket, x, y, diagonal).to(t.dtype), weight)
+        return
+    if isinstance(decay, float) and not x.is_complex():
+        ema_gram(t, x.to(t.dtype), decay, 1 / bucket.dimension)
         return
     moment = hermitian_product(x, x).div_(bucket.dimension)
     t.lerp_(moment, weight if isinstance(weight, float) else weight.squeeze(-1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -242,7 +243,9 @@ class SymO(torch.optim.Optimizer):
         due = self._due(plan, survey.ready)
         grads = plan.share.gradients(survey)
         weights = plan.share.weights() if self._options.needs_weights else {}
-        with undone(self.state, plan.share.owned.values(), momentum.MOMENTS):
+        decomposing = due and self._options.method(plan.device) == "eigh"  # what else may fail has been looked at
+        owners = plan.share.owned.values()
+        with undone(self.state, owners, momentum.MOMENTS) if decomposing else nullcontext():
             with plan.share.together(), plan.share.agreeing():
                 owned = self._owned_step(plan, grads, weights, due, survey.ready)
             step = plan.share.spread(owned, survey)

@@ -1,4 +1,4 @@
-"""What a piece of work adds to the memory of a process, at its peak; and the same in a fresh process.  Linux."""
+"""What a piece of work adds to the memory of a process, at its peak: read off Linux, or counted tensor by tensor."""
 
 from __future__ import annotations
 
@@ -6,8 +6,14 @@ import ctypes
 import gc
 import subprocess
 import sys
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 def growth(work: Callable[[], object]) -> float:
@@ -18,6 +24,39 @@ def growth(work: Callable[[], object]) -> float:
     before = resident("VmRSS")
     work()
     return resident("VmHWM") - before
+
+
+class LiveBytes(TorchDispatchMode):
+    """Bytes of the storages of all tensors that operations inside have made and that are still alive, at their peak.
+
+    known : tensors that are there already.  What an operation needs inside itself is not seen.
+    """
+
+    def __init__(self, known: Iterable[Tensor] = ()) -> None:
+        super().__init__()
+        self.now, self.peak, self._seen = 0, 0, weakref.WeakSet(x.untyped_storage() for x in known)
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), keywords: Any = None) -> Any:
+        out = function(*args, **(keywords or {}))
+        for x in tree_leaves(out):
+            if isinstance(x, Tensor) and x.untyped_storage() not in self._seen:
+                storage = x.untyped_storage()
+                self._seen.add(storage)
+                self.now += storage.nbytes()
+                weakref.finalize(storage, self._free, storage.nbytes())
+        self.peak = max(self.peak, self.now)
+        return out
+
+    def _free(self, size: int) -> None:
+        self.now -= size
+
+
+def live_bytes(work: Callable[[], object], known: Iterable[Tensor] = ()) -> int:
+    """The peak of `LiveBytes` over one call: the same number every time."""
+    gc.collect()
+    with LiveBytes(known) as counter:
+        work()
+    return counter.peak
 
 
 def resident(field: str) -> float:

@@ -2,13 +2,16 @@
 
     python benchmarks/scaling.py [--rounds 7] [--out benchmarks/scaling.json]
 
-Three parts, all written to the JSON; `scaling.md` explains them:
+All parts are written to the JSON; `scaling.md` explains them:
 
   growth      time and peak memory of one step of four kinds for 4 times the parameters (8 blocks against 2, on the
               CPU, one thread, float32), medians of ratios of processor time within interleaved rounds
   traffic     bytes and messages of one step on 2 and 4 processes (gloo), counted at the calls of torch.distributed,
               beside what `_cost_model.py` says
   operations  floating-point operations of one step, counted by torch, beside the model's
+  memory      bytes of the tensors that a sharpness iteration keeps, counted, beside the model's; of the state of SymO
+  seconds     of an optimizer step and of the maps of a sharpness iteration, beside the model's operations at the rate
+              of products of one matrix of the model, measured in the same process
   prediction  the model for 7 and 70 billion parameters on 8 and 64 devices
 """
 
@@ -33,7 +36,7 @@ import torch
 import torch.distributed as dist
 from _cost_model import SEVEN, SEVENTY, Shape, optimizer, sharpness
 from _memory import growth as memory_growth
-from _memory import in_child
+from _memory import in_child, live_bytes
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
@@ -262,6 +265,58 @@ def operations(depth: int) -> dict[str, Any]:
     }
 
 
+def memory(depth: int) -> dict[str, Any]:
+    """Counted and predicted bytes: of a sharpness iteration beside its passes, in small chunks, and of state."""
+    model, (x, y) = language_model(depth), batch()
+    symmetry, known = find_symmetry(model), [*model.parameters(), x, y]
+    passes = live_bytes(lambda: criterion(model(x), y).backward(), known)
+    model.zero_grad()
+    whole = live_bytes(lambda: in_place_sharpness(
+        model, [(x, y)], 0.1, symmetry, criterion, steps=6, chunk_bytes=2**20), known)
+    steps = SymO(model.named_parameters(), presets.muon(model), lr=1e-3)
+    criterion(model(x), y).backward()
+    steps.step()
+    state = sum(value.numel() * value.element_size() for held in steps.state.values() for value in held.values()
+                if isinstance(value, Tensor) and value.ndim)
+    return {
+        "blocks": depth, "forward and backward pass": passes,
+        "sharpness iteration": {"counted": whole - passes, "predicted": sharpness(shape_of(depth), 1, False).memory},
+        "state of the optimizer": {"counted": state, "predicted": optimizer(shape_of(depth), 1, False).state},
+    }
+
+
+def times(depth: int, rounds: int) -> dict[str, Any]:
+    """Measured seconds of processor time, and the model's operations over the measured rate of products."""
+    model, (x, y) = language_model(depth), batch()
+    steps, symmetry = SymO(model.named_parameters(), presets.muon(model), lr=1e-3, roots="newton"), find_symmetry(model)
+    criterion(model(x), y).backward()
+    single, double = torch.randn(WIDTH, HIDDEN), torch.randn(WIDTH, WIDTH, dtype=torch.float64)
+
+    def measured(iterations: int) -> Work:
+        return lambda: in_place_sharpness(model, [(x, y)], 0.1, symmetry, criterion, steps=iterations)
+
+    works: dict[str, Work] = {
+        "single": lambda: [single @ single.T for _ in range(20)],
+        "double": lambda: [double @ double for _ in range(40)],
+        "optimizer step": steps.step, "passes": lambda: criterion(model(x), y).backward(),
+        "six": measured(6), "twelve": measured(12),
+    }
+    found: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            found[name].append(seconds(work))
+    took = {name: statistics.median(values) for name, values in found.items()}
+    rates = {"single": 20 * 2 * WIDTH**2 * HIDDEN / took["single"], "double": 40 * 2 * WIDTH**3 / took["double"]}
+    says, maps = optimizer(shape_of(depth), 1, False), sharpness(shape_of(depth), 1, False)
+    return {
+        "products per second": rates,
+        "optimizer step": {"measured": took["optimizer step"],
+                           "predicted": says.flops / rates["single"] + says.root_flops / rates["double"]},
+        "sharpness iteration, beside its passes": {
+            "measured": (took["twelve"] - took["six"]) / 6 - took["passes"], "predicted": maps.flops / rates["single"]},
+    }
+
+
 def predictions() -> list[dict[str, Any]]:
     return [{"parameters": shape.parameters, "processes": size, "parameters are": "shards",
              "optimizer step": asdict(optimizer(shape, size, True)),
@@ -287,11 +342,12 @@ def main() -> None:
     record = {
         "machine": {"processor": platform.machine(), "threads": 1, "torch": torch.__version__},
         "model": {"width": WIDTH, "hidden": HIDDEN, "heads": HEADS, "depths": DEPTHS, "tokens": 8 * CONTEXT},
-        "operations": operations(DEPTHS[0]), "traffic": traffic(DEPTHS[0]), "predictions": predictions(),
+        "operations": operations(DEPTHS[0]), "memory": [memory(depth) for depth in DEPTHS],
+        "seconds": times(DEPTHS[0], options.rounds), "traffic": traffic(DEPTHS[0]), "predictions": predictions(),
         "growth": growth(options.rounds),
     }
     options.out.write_text(json.dumps(record, indent=2) + "\n")
-    print(json.dumps({key: record[key] for key in ("operations", "traffic", "growth")}, indent=2))
+    print(json.dumps({key: record[key] for key in ("operations", "memory", "seconds", "traffic", "growth")}, indent=2))
 
 
 if __name__ == "__main__":

@@ -19,18 +19,17 @@ from symgeo.functional import Loss, Params
 from symgeo.geometry import ParameterManifold
 from symgeo.groups import GeneralLinear, Rotary
 from symgeo.hessian import Estimate, HessianOperator, SpectralDensity, euclidean_hessian, riemannian_hessian
-from symgeo.hessian.estimate import mean_estimate
+from symgeo.hessian.estimate import check_tol
 from symgeo.hessian.matrices import second_derivative
 from symgeo.progress import track
 from symgeo.sharpness.result import check_count
 from symgeo.sharpness.worst_case import batch_list
 from symgeo.symmetry import Action, Symmetry
 
-DENSE = 2000  # up to so many parameters all eigenvalues are computed
+DENSE = 4096  # up to so many parameters all eigenvalues are computed
 THRESHOLD = 1e-6
 KINDS = ("euclidean", "invariant")
 _POINTS = 400
-_STEPS = 64
 
 
 @dataclass(frozen=True)
@@ -96,13 +95,14 @@ class Flatness:
 
     @property
     def flat(self) -> Estimate:
-        """How many eigenvalues of the Euclidean Hessian are near zero."""
-        return self.points[0].euclidean.zeros or Estimate(0.0)
+        """How many eigenvalues of the Euclidean Hessian are near zero; see `resolved`."""
+        zeros = self.points[0].euclidean.zeros
+        return Estimate(0.0) if zeros is None else zeros
 
     @property
     def unexplained(self) -> Estimate:
         """Near-zero eigenvalues that the symmetry does not account for; negative where the gradient is not zero."""
-        return Estimate(self.flat - self.explained, self.flat.stderr, self.flat.samples)
+        return self.flat.affine(1.0, -self.explained)
 
     def moved(self, kind: str) -> float | None:
         """The largest change of a top eigenvalue along the orbit, relative to the largest; None with one point.
@@ -125,8 +125,11 @@ class Flatness:
             notes.append(f"{self.zeros} parameters are exactly zero, where the adaptive metric is infinite: left out "
                          "of the invariant Hessian")
         if not self.exact:
-            notes.append("the number of near-zero eigenvalues is an estimate by Lanczos quadrature, which does not "
-                         "resolve eigenvalues that lie close together; its error is that of the random probes only")
+            notes.append("traces and the number of near-zero eigenvalues are estimates; their errors are those of the "
+                         "random vectors and of the quadrature")
+            if not resolved(self.flat):
+                notes.append("the near-zero eigenvalues are not resolved from others that are small: only bounds are "
+                             "known, and hold but for the random vectors")
         return notes
 
     def to_dict(self) -> dict[str, Any]:
@@ -152,12 +155,13 @@ class _Settings:
     samples: int
     seed: int
     exact: bool
+    tol: float | None
 
 
 def measure_flatness(
     loss: Loss, params: Params, batches: Iterable[Any], symmetry: Symmetry, metric: str = "inv", top: int = 5,
     orbits: int = 1, threshold: float = THRESHOLD, samples: int = 8, density: bool = False, seed: int = 0,
-    progress: bool = False,
+    progress: bool = False, tol: float | None = None,
 ) -> Flatness:
     """Top eigenvalues, trace and near-zero eigenvalues of the Euclidean and of the invariant Hessian.
 
@@ -165,10 +169,12 @@ def measure_flatness(
     ``orbits`` random elements of the groups that this manifold quotients move the parameters, and everything is
     measured again.  An eigenvalue is near zero when its magnitude is at most ``threshold`` times the largest.
 
-    Up to 2000 parameters all eigenvalues are computed.  Above, the top ones come from Lanczos iterations, traces from
-    ``samples`` random vectors, and the near-zero ones from the quadrature of as many Lanczos runs of 64 steps.
+    Up to 4096 parameters all eigenvalues are computed.  Above, the top ones come from block Krylov iterations, traces
+    from ``samples`` random vectors, and the number of near-zero ones from as many Lanczos runs of up to 512 steps;
+    where that does not resolve it, `resolved` is False of it, and only its bounds are to be used.
 
     density : keep smoothed densities of all spectra
+    tol : of traces, densities and the number of near-zero eigenvalues, relative; ``samples`` is then the most
 
     Raises ``ValueError`` for ``top`` outside 1..size of the smaller Hessian, ``orbits`` < 0, a threshold outside
     (0, 1), and as :func:`symgeo.hessian.euclidean_hessian` does; ``SymmetryError`` where the loss is not invariant.
@@ -189,7 +195,7 @@ def measure_flatness(
     chart = manifold.chart(params)
     parameters = sum(p.numel() for p in params.values())
     settings = _Settings(check_count("top", top), _fraction(threshold), check_count("samples", samples), seed,
-                         parameters <= DENSE)
+                         parameters <= DENSE, check_tol(tol))
     places = {"as given": params} | orbit_points(symmetry.bind(params), params, orbits, seed)
     points: list[FlatPoint] = []
     for name in track(list(places), "Hessians", progress):
@@ -233,31 +239,22 @@ def _check_top(top: int, smaller: HessianOperator) -> None:
 
 def _spectrum(operator: HessianOperator, settings: _Settings, keep: bool, count: bool) -> Spectrum:
     """Everything from all eigenvalues where that is affordable, else from products."""
-    size = operator.shape[0]
+    size, samples, seed, tol = operator.shape[0], settings.samples, settings.seed, settings.tol
     if settings.exact:
         values = operator.eigvalsh().double()
-        density = exact_density(values)
-        top, trace = values[-settings.top:], Estimate(float(values.sum()))
-    else:
-        tol = 1e-10 if operator.dtype == torch.float64 else None
-        top = operator.eigvalsh(settings.top, tol=tol, seed=settings.seed)
-        trace = operator.trace(settings.samples, settings.seed)
-        if not (keep or count):
-            return Spectrum(size, _descending(top), trace, None, None)
-        density = operator.spectral_density(settings.samples, _STEPS, _POINTS, seed=settings.seed)
-    zeros = near_zero(size, density, settings.threshold)
-    return Spectrum(size, _descending(top), trace, zeros, density if keep else None)
+        zeros = Estimate(float((values.abs() <= settings.threshold * values.abs().max()).sum()), products=size)
+        trace = Estimate(float(values.sum()), products=size)
+        density = exact_density(values) if keep else None
+        return Spectrum(size, _descending(values[-settings.top:]), trace, zeros, density)
+    top = operator.eigvalsh(settings.top, seed=seed)
+    return Spectrum(size, _descending(top), operator.trace(samples, seed, tol=tol),
+                    operator.near_zero(settings.threshold, samples, seed, tol=tol) if keep or count else None,
+                    operator.spectral_density(samples, points=_POINTS, seed=seed, tol=tol) if keep else None)
 
 
-def near_zero(size: int, density: SpectralDensity, threshold: float) -> Estimate:
-    """The number of eigenvalues of magnitude up to ``threshold`` times the largest: their weight, times the size.
-
-    The mean over probes with its standard error; exact, and an integer, where the one probe is the spectrum itself.
-    """
-    used = density.weights > torch.finfo(torch.float64).eps
-    bound = threshold * float(density.nodes[used].abs().max())
-    counts = size * (density.weights * (density.nodes.abs() <= bound)).sum(-1)
-    return mean_estimate(counts) if len(counts) > 1 else Estimate(round(float(counts)))
+def resolved(count: Estimate) -> bool:
+    """Whether a number of near-zero eigenvalues is one, exact or with an error, or only its bounds are known."""
+    return count.bounds is None or count.converged is not False
 
 
 def exact_density(values: Tensor, points: int = _POINTS) -> SpectralDensity:
@@ -275,5 +272,8 @@ def _descending(values: Tensor) -> tuple[float, ...]:
     return tuple(float(x) for x in reversed(values.tolist()))
 
 
-def _estimate(value: Estimate) -> dict[str, float]:
-    return {"value": value.value, "stderr": value.stderr, "samples": value.samples}
+def _estimate(value: Estimate) -> dict[str, Any]:
+    """Without a value where there are bounds and the quadrature has not brought them together."""
+    number = {"value": value.value if resolved(value) else None, "stderr": value.stderr, "samples": value.samples,
+              "products": value.products, "converged": value.converged}
+    return number if value.bounds is None else {**number, "bounds": list(value.bounds)}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -16,9 +18,10 @@ from torch import Tensor, nn
 from symgeo import ParameterManifold, Symmetry, find_symmetry, flatness, functional_loss, hessian
 from symgeo.batches import supervised
 from symgeo.cli import main
-from symgeo.flatness import measure_flatness
+from symgeo.flatness import Flatness, FlatPoint, measure_flatness
 from symgeo.functional import Loss, Params
 from symgeo.groups import GeneralLinear
+from symgeo.hessian import Estimate
 
 TOY = '''
 import torch
@@ -120,7 +123,9 @@ def test_json(metric: str, capsys: pytest.CaptureFixture[str]):
     start, *moved = found["points"]
     assert error(exactly(start["euclidean"]["top"]), dense[-3:].flip(0)) < 1e-10
     assert error(exactly(start["invariant"]["top"]), invariant[-3:].flip(0)) < 1e-10
-    assert start["euclidean"]["trace"] == {"value": pytest.approx(float(dense.sum())), "stderr": 0, "samples": 0}
+    assert start["euclidean"]["trace"] == {
+        "value": pytest.approx(float(dense.sum())), "stderr": 0, "samples": 0, "products": 186, "converged": True,
+    }
     assert start["invariant"]["trace"]["value"] == pytest.approx(float(invariant.sum()), rel=1e-9)
     assert (start["euclidean"]["size"], start["invariant"]["size"]) == (186, 186 - 4 * 2**2 - 12)  # 12 are zero
     assert found["parameters"] == 186 and found["pairs"] == 4 and found["exact"]
@@ -182,8 +187,8 @@ def test_estimates_where_there_are_many_parameters(monkeypatch: pytest.MonkeyPat
     loss, params, data, gauge = low_rank()
     exact = measure_flatness(loss, params, data, gauge, top=2, density=True)
     monkeypatch.setattr(flatness, "DENSE", 10)
-    found = measure_flatness(loss, params, data, gauge, top=2, samples=50)
-    assert not found.exact and "estimate" in found.warnings[-1]
+    found = measure_flatness(loss, params, data, gauge, top=2, samples=20)
+    assert not found.exact and "are estimates" in found.warnings[-1]
     for a, b in zip(found.points, exact.points):
         for kind in ("euclidean", "invariant"):
             x, y = getattr(a, kind), getattr(b, kind)
@@ -193,6 +198,40 @@ def test_estimates_where_there_are_many_parameters(monkeypatch: pytest.MonkeyPat
     assert found.points[0].invariant.zeros is None and found.points[1].euclidean.zeros is None
     density = exact.points[0].euclidean.density
     assert density is not None and float(torch.trapezoid(density.density, density.grid)) == pytest.approx(1, abs=1e-5)
+
+
+def many_flat(count: int, flat: int, decades: float) -> tuple[Loss, Params]:
+    """A quadratic with so many eigenvalues, of which so many are 0 and the others cover the decades evenly."""
+    scales = torch.cat([torch.zeros(flat), torch.logspace(-decades, 0, count - flat)]).double()
+    turn = torch.linalg.qr(torch.randn(count, count, generator=torch.Generator().manual_seed(2)).double()).Q
+    return lambda p, batch: 0.5 * (scales * (turn @ (p["w"] - 1)).square()).sum(), {"w": torch.ones(count).double()}
+
+
+def test_a_count_is_right_or_not_resolved(monkeypatch: pytest.MonkeyPatch):
+    """Where small eigenvalues crowd the threshold no number is given, only bounds, in text and in JSON."""
+    from symgeo.cli.hessian import _text
+
+    monkeypatch.setattr(flatness, "DENSE", 10)
+    monkeypatch.setattr(hessian.quadrature, "MOST", 64)
+    loss, params = many_flat(300, 50, 7.0)
+    crowded = measure_flatness(loss, params, [None], Symmetry({}, {}), "inv", top=1, orbits=0)
+    low, high = crowded.flat.bounds or (0, 0)
+    exact = 50 + int((torch.logspace(-7.0, 0, 250) <= 1e-6).sum())
+    assert low <= exact <= high and crowded.flat.converged is False and "only bounds" in crowded.warnings[-1]
+    assert crowded.to_dict()["flat"]["value"] is None and crowded.to_dict()["flat"]["bounds"] == [low, high]
+    line = next(line for line in _text(crowded).splitlines() if line.startswith("near zero (up to"))
+    assert line.endswith(f"not resolved: {math.floor(low)} to {math.ceil(high)} of 300")
+    loss, params = many_flat(300, 50, 1.0)
+    apart = measure_flatness(loss, params, [None], Symmetry({}, {}), "inv", top=1, orbits=0)
+    assert apart.flat.converged is not False and abs(apart.flat - 50) <= 4 * apart.flat.stderr < 60
+    assert apart.to_dict()["flat"]["value"] == apart.flat
+    none = dataclasses.replace(crowded, points=(point_with_zeros(crowded, Estimate(0.0, 2.0, 8)),))
+    assert none.flat.stderr == 2.0  # an estimate that happens to be 0 keeps its error
+
+
+def point_with_zeros(found: Flatness, zeros: Estimate) -> FlatPoint:
+    point = found.points[0]
+    return dataclasses.replace(point, euclidean=dataclasses.replace(point.euclidean, zeros=zeros))
 
 
 def test_an_orbit_is_that_of_the_pair_groups():
@@ -214,6 +253,7 @@ def test_an_orbit_is_that_of_the_pair_groups():
         (["toy:model", "--data", "toy:batches", "--top", "0"], 2, "--top"),
         (["toy:model", "--data", "toy:batches", "--threshold", "1.5"], 2, "a number between 0 and 1; got 1.5"),
         (["toy:model", "--data", "toy:batches", "--orbits", "-1"], 2, "--orbits"),
+        (["toy:model", "--data", "toy:batches", "--tol", "0"], 2, "a tolerance is a positive number; got 0"),
         (["toy:model", "--data", "toy:batches", "--metric", "flat"], 2, "'flat' is not one of 'inv', 'mix'"),
         (["toy:model", "--data", "toy:batches", "--plot", "a.jpg"], 1, "a figure is written as .png or .pdf"),
         (["toy:model", "--data", "nowhere"], 1, "--data nowhere: no such file"),

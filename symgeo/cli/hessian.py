@@ -1,6 +1,7 @@
 """``symgeo hessian``."""
 
 from collections.abc import Mapping, Sequence
+from math import ceil, floor, inf
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -24,6 +25,12 @@ def _fraction(value: float) -> float:
     return value
 
 
+def _tolerance(value: float | None) -> float | None:
+    if value is not None and not 0 < value < inf:
+        raise typer.BadParameter(f"a tolerance is a positive number; got {value}")
+    return value
+
+
 def hessian(
     model: Model,
     data: Data,
@@ -34,7 +41,11 @@ def hessian(
         float,
         typer.Option(callback=_fraction, help="Near zero is a magnitude up to this, relative to the largest."),
     ] = 1e-6,
-    samples: Annotated[int, typer.Option(min=2, help="Random vectors for estimates, above 2000 parameters.")] = 8,
+    samples: Annotated[int, typer.Option(min=2, help="Random vectors for estimates, above 4096 parameters.")] = 8,
+    tol: Annotated[
+        float | None,
+        typer.Option(callback=_tolerance, help="Stop drawing at this relative error; --samples is then the most."),
+    ] = None,
     batches: Batches = None,
     batch_size: BatchSize = 128,
     plot: Plot = "",
@@ -60,12 +71,9 @@ def hessian(
     device, dtype = run.place(), run.precision("float64")
     module = load_model(model, device, dtype, run.say)
     listed = [place(batch, device, dtype) for batch in load_batches(data, batch_size, batches)]
-    params = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
-    if not params:
-        raise ValueError(f"MODEL {model}: no parameter is trainable; call requires_grad_() on those to differentiate")
-    loss = _loss(module, params, listed)
+    params = _trainable(model, module)
     found = measure_flatness(
-        loss,
+        _loss(module, params, listed),
         params,
         listed,
         find_symmetry(module),
@@ -77,6 +85,7 @@ def hessian(
         bool(plot),
         run.seed,
         progress=not run.quiet,
+        tol=tol,
     )
     for warning in found.warnings:
         run.say(f"note: {warning}")
@@ -85,6 +94,13 @@ def hessian(
 
         plot_spectrum(found, plot)
     return Outcome(_text(found), found.to_dict())
+
+
+def _trainable(model: str, module: "nn.Module") -> "Params":
+    params = {name: p.detach() for name, p in module.named_parameters() if p.requires_grad}
+    if not params:
+        raise ValueError(f"MODEL {model}: no parameter is trainable; call requires_grad_() on those to differentiate")
+    return params
 
 
 def _loss(module: "nn.Module", params: "Params", batches: Sequence[Any]) -> "Loss":
@@ -142,4 +158,9 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _count(number: "Estimate") -> str:
+    from symgeo.flatness import resolved
+
+    if not resolved(number):
+        low, high = number.bounds or (0.0, 0.0)
+        return f"not resolved: {floor(low)} to {ceil(high)}"
     return f"{number.value:.0f}" + (f" ± {number.stderr:.2g}" if number.samples else "")

@@ -1,23 +1,19 @@
-"""Lanczos with full reorthogonalisation on many starting vectors at once, and what its quadrature gives."""
+"""The Lanczos recurrence on several starting vectors at once, and the quadrature rules that it gives."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from manifolds.linalg import eigh
-from symgeo.hessian.estimate import Estimate, mean_estimate
-from symgeo.hessian.traces import signs
-from symgeo.sharpness.result import check_count
+#: numbers that the basis for reorthogonalisation may take; beyond, the recurrence goes on without
+_BASIS = 2**27
 
 
 class Quadrature(NamedTuple):
-    """``v^T f(S) v = sum_j weights_j f(nodes_j)`` for each starting vector: both ``(probes, steps)``, in float64."""
+    """``v^T f(S) v = sum_j weights_j f(nodes_j)`` for each starting vector: both ``(probes, nodes)``, in float64."""
 
     nodes: Tensor
     weights: Tensor
@@ -27,8 +23,9 @@ class Quadrature(NamedTuple):
 class SpectralDensity:
     """A smoothed density of eigenvalues: its integral is 1, times d the number of eigenvalues.
 
-    grid, density, stderr : ``(points,)``, the last the standard error over probes
+    grid, density, stderr : ``(points,)``, the last the standard error over probes, and the error of the quadrature
     width : standard deviation of the smoothing normal;  nodes, weights : the raw quadrature, ``(probes, steps)``
+    products, converged : as of `Estimate`, the tolerance one of the integral of the error
     """
 
     grid: Tensor
@@ -37,69 +34,122 @@ class SpectralDensity:
     width: float
     nodes: Tensor
     weights: Tensor
+    products: int = 0
+    converged: bool | None = None
+
+
+class Jacobi(NamedTuple):
+    """The tridiagonal matrices ``T`` of the recurrence: alphas, betas ``(probes, steps)``, in float64.
+
+    The last beta is the size of what comes after the last step.
+    """
+
+    alphas: Tensor
+    betas: Tensor
+
+    @property
+    def steps(self) -> int:
+        """The order of ``T``."""
+        return self.alphas.shape[-1]
+
+    def cut(self, steps: int) -> Jacobi:
+        """What there was after fewer steps."""
+        return Jacobi(self.alphas[:, :steps], self.betas[:, :steps])
+
+    def eigh(self) -> tuple[Tensor, Tensor]:
+        """Ritz values ``(probes, steps)`` and the eigenvectors of ``T``."""
+        from scipy.linalg import eigh_tridiagonal
+
+        if not bool(torch.isfinite(self.alphas + self.betas).all()):
+            raise ValueError("Lanczos: the products with the operator are not finite")
+        found = [eigh_tridiagonal(a, b[:-1]) for a, b in zip(self.alphas.cpu().numpy(), self.betas.cpu().numpy())]
+        nodes, vectors = (torch.stack([torch.from_numpy(x) for x in part]) for part in zip(*found))
+        return nodes.to(self.alphas.device), vectors.to(self.alphas.device)
+
+    def gauss(self) -> Quadrature:
+        """The rule of Gauss, exact for polynomials of degree ``2 steps - 1``."""
+        nodes, vectors = self.eigh()
+        return Quadrature(nodes, vectors[:, 0].square())
+
+    def radau(self, node: float, ritz: tuple[Tensor, Tensor] | None = None) -> Quadrature:
+        """The rule of Gauss and Radau, with one more node at ``node`` (Golub 1973); ritz: what `eigh` gave.
+
+        Of all measures with these moments none has less mass below ``node``, and none has more up to it, than this
+        rule (Chebyshev, Markov, Stieltjes).
+        """
+        nodes, vectors = self.eigh() if ritz is None else ritz
+        gap = nodes - node
+        gap = torch.where(gap == 0, torch.finfo(gap.dtype).tiny ** 0.5, gap)
+        last = node + self.betas[:, -1:].square() * (vectors[:, -1].square() / gap).sum(-1, keepdim=True)
+        return Jacobi(torch.cat([self.alphas, last], -1), torch.nn.functional.pad(self.betas, (0, 1))).gauss()
+
+
+class Recurrence:
+    """Lanczos on the unit vectors along the columns of ``start (d, probes)``.
+
+    While they fit, all vectors are kept, and every new one is orthogonalised against them, twice where that takes much
+    of it away, so that no spurious copies of eigenvalues appear.  Beyond that the three-term recurrence goes on alone:
+    copies share the weight of what they are copies of, which quadrature does not mind.  A probe whose Krylov space is exhausted keeps its exact rule:
+    further nodes have weight 0.
+    """
+
+    def __init__(self, operator: Any, start: Tensor):
+        self.operator = operator
+        self.q = start / start.norm(dim=0)
+        self.previous = torch.zeros_like(self.q)
+        self.beta = torch.zeros(start.shape[1], dtype=start.dtype, device=start.device)
+        self.basis: Tensor | None = self.q.new_empty(start.shape[1], 0, start.shape[0])  # (probes, steps, d)
+        self.alphas: list[Tensor] = []
+        self.betas: list[Tensor] = []
+        self.scale = 0.0
+
+    @property
+    def jacobi(self) -> Jacobi:
+        """The matrices so far."""
+        return Jacobi(torch.stack(self.alphas, -1), torch.stack(self.betas, -1))
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether every rule is exact."""
+        return bool(self.betas) and not bool(self.betas[-1].any())
+
+    def extend(self, steps: int) -> None:
+        """Go on to so many steps, at most d; a product with all probes for each."""
+        steps, done = min(steps, len(self.q)), len(self.alphas)
+        if self.basis is not None and steps > done:
+            kept, self.basis = self.basis, None
+            if steps * self.q.numel() <= _BASIS:
+                self.basis = self.q.new_empty(kept.shape[0], steps, kept.shape[2])
+                self.basis[:, :done] = kept
+        for _ in range(done, steps):
+            self._step()
+
+    def _step(self) -> None:
+        done = len(self.alphas)
+        image = self.operator @ self.q
+        alpha = (self.q * image).sum(0)
+        image = image - alpha * self.q - self.beta * self.previous
+        if self.basis is not None:
+            self.basis[:, done] = self.q.T
+            kept = self.basis[:, :done + 1]
+            for _ in range(2):
+                before = image.norm(dim=0)
+                # one by one: faster than batched products, which copy
+                parts = [old.T.mv(old.mv(column)) for old, column in zip(kept, image.unbind(1))]
+                image = image - torch.stack(parts, 1)
+                if bool((image.norm(dim=0) > 0.7 * before).all()):
+                    break
+        beta = image.norm(dim=0)
+        self.scale = max(self.scale, float(alpha.abs().max()), float(beta.max()))
+        alive = beta > 1e3 * len(self.q) ** 0.5 * torch.finfo(beta.dtype).eps * self.scale
+        self.beta = torch.where(alive, beta, 0.0)
+        self.previous, self.q = self.q, torch.where(alive, image / torch.where(alive, beta, 1.0), 0.0)
+        self.alphas.append(alpha.double())
+        self.betas.append(self.beta.double())
 
 
 def lanczos(operator: Any, start: Tensor, steps: int) -> Quadrature:
-    """The Gauss quadratures of the unit vectors along the columns of ``start (d, probes)``.
-
-    Every new vector is orthogonalised twice against all before it, so that no spurious copies of eigenvalues appear.
-    A probe whose Krylov space is exhausted keeps its exact quadrature: further nodes have weight 0.
-    """
-    steps = min(steps, start.shape[0])
-    q = start / start.norm(dim=0)
-    basis, alphas, betas = [q], [], []
-    scale = torch.zeros((), dtype=torch.float64, device=start.device)
-    for step in range(steps):
-        image = operator @ basis[-1]
-        alphas.append((basis[-1] * image).sum(0).double())
-        if step == steps - 1:
-            break
-        stack = torch.stack(basis)  # (step + 1, d, probes)
-        for _ in range(2):
-            image = image - torch.einsum("sdp,sp->dp", stack, torch.einsum("sdp,dp->sp", stack, image))
-        beta = image.norm(dim=0)
-        scale = torch.maximum(scale, torch.maximum(alphas[-1].abs().max(), beta.double().max()))
-        alive = beta.double() > 1e3 * start.shape[0] ** 0.5 * torch.finfo(start.dtype).eps * scale
-        betas.append(torch.where(alive, beta, 0.0).double())
-        basis.append(torch.where(alive, image / torch.where(alive, beta, 1.0), 0.0))
-    matrix = torch.diag_embed(torch.stack(alphas, -1))
-    if betas:
-        off = torch.stack(betas, -1)
-        matrix = matrix + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
-    nodes, vectors = eigh(matrix)
-    return Quadrature(nodes, vectors[..., 0, :].square())
-
-
-def trace_of(operator: Any, function: Callable[[Tensor], Tensor], samples: int, steps: int, seed: int) -> Estimate:
-    """``tr f(S)`` by stochastic Lanczos quadrature (Ubaru, Chen, Saad 2017), with its standard error over probes.
-
-    The error counts the random probes, not the quadrature, which is exact for polynomials of degree ``2 steps - 1``.
-    """
-    quadrature = _probe(operator, samples, steps, seed)
-    used = quadrature.weights > torch.finfo(torch.float64).eps
-    terms = torch.where(used, quadrature.weights * function(torch.where(used, quadrature.nodes, 1.0)), 0.0)
-    return mean_estimate(operator.shape[0] * terms.sum(-1))
-
-
-def density(operator: Any, samples: int, steps: int, points: int, width: float | None, seed: int) -> SpectralDensity:
-    """The smoothed spectral density; the default width is a hundredth of the range of the nodes."""
-    quadrature = _probe(operator, samples, steps, seed)
-    check_count("points", points)
-    used = quadrature.weights > torch.finfo(torch.float64).eps
-    low, high = (float(end) for end in torch.aminmax(quadrature.nodes[used]))
-    scale = max(abs(low), abs(high), torch.finfo(torch.float64).tiny)
-    if width is None:
-        width = max(high - low, 1e-6 * scale) / 100
-    if not width > 0:
-        raise ValueError(f"width must be positive; got {width}")
-    grid = torch.linspace(low - 5 * width, high + 5 * width, points, dtype=torch.float64, device=operator.device)
-    bumps = ((grid[:, None, None] - quadrature.nodes) / width).square().mul(-0.5).exp()
-    per_probe = (quadrature.weights * bumps).sum(-1) / (width * math.sqrt(2 * math.pi))  # (points, probes)
-    spread = per_probe.std(-1) if samples > 1 else torch.full_like(grid, torch.inf)
-    return SpectralDensity(grid, per_probe.mean(-1), spread / math.sqrt(samples), width, *quadrature)
-
-
-def _probe(operator: Any, samples: int, steps: int, seed: int) -> Quadrature:
-    check_count("samples", samples)
-    check_count("steps", steps)
-    return lanczos(operator, signs(operator, samples, torch.Generator().manual_seed(seed)), steps)
+    """The Gauss quadratures of the unit vectors along the columns of ``start (d, probes)``; see `Recurrence`."""
+    run = Recurrence(operator, start)
+    run.extend(steps)
+    return run.jacobi.gauss()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,17 +10,22 @@ import torch
 from torch import Tensor
 
 from manifolds.linalg import eigh
+from symgeo.hessian.estimate import check_tol
 from symgeo.hessian.operator import HessianOperator
 from symgeo.hessian.space import Space
 from symgeo.sharpness.result import check_count
 
+_FRESH = 12  # vectors on which a fit is tested
+
 
 @dataclass(frozen=True)
 class LowRankPlusDiagonal:
-    """``S ~ F diag(signs) F^T + diag(diagonal)``, with how well it reproduces the products it was made from.
+    """``S ~ F diag(signs) F^T + diag(diagonal)``, with how well it reproduces products it was not made from.
 
     factor : ``(d, rank)``;  signs : ``(rank,)``, +1 or -1;  diagonal : ``(d,)``
-    residual : relative error on the sketch;  iterations, converged : of the alternation
+    residual : relative error on fresh random vectors, an estimate of that of the matrix in the Frobenius norm
+    iterations : of the alternation;  converged : whether the residual is within the tolerance
+    products : with the operator;  sketched : relative error on the sketch it was made from, which is smaller
     """
 
     factor: Tensor
@@ -29,6 +35,8 @@ class LowRankPlusDiagonal:
     iterations: int
     converged: bool
     space: Space
+    products: int = 0
+    sketched: float = math.nan
 
     def operator(self) -> HessianOperator:
         """The compressed matrix as an operator."""
@@ -47,31 +55,43 @@ def low_rank_plus_diagonal(operator: Any, rank: int, sketch: int | None = None, 
         R = M - d * W,   L = (R U) Lambda^-1 (R U)^T  with  W^T R = U Lambda U^T  cut to the largest |Lambda|,
         d_i = <(M - L W)_i, W_i> / |W_i|^2,
 
-    until the residual on the sketch stops falling.  Exact for matrices that have this form.  A diagonal belongs to a
-    basis: the result is compression, and is not invariant under GL(h) even where the operator is.
+    until the residual on twelve fresh vectors is within ``tol``, or that on the sketch stops falling.  Exact for
+    matrices that have this form; for others ``converged`` is False and ``residual`` says how good the fit is.  A
+    diagonal belongs to a basis: the result is compression, and is not invariant under GL(h) even where the operator is.
+
+    Raises ``ValueError`` unless ``rank <= sketch <= d``, and for a tolerance that is not positive.
     """
     size = operator.shape[0]
     check_count("rank", rank)
+    check_count("iterations", iterations)
+    check_tol(tol)
     width = min(4 * rank + 8, size) if sketch is None else check_count("sketch", sketch)
     if not rank <= width <= size:
         raise ValueError(f"needed rank <= sketch <= {size}; got rank {rank} and sketch {width}")
     generator = torch.Generator().manual_seed(seed)
-    omega = torch.randn(size, width, generator=generator, dtype=torch.float64).to(operator.device, operator.dtype)
-    image = operator @ omega
-    norm = max(float(image.norm()), torch.finfo(image.dtype).tiny)
+    draws = torch.randn(size, width + _FRESH, generator=generator, dtype=torch.float64)
+    images = operator @ draws.to(operator.device, operator.dtype)
+    omega, fresh = draws.to(images).split([width, _FRESH], dim=1)
+    image, target = images.split([width, _FRESH], dim=1)
     weight = omega.square().sum(1)
-    diagonal, residual, count = torch.zeros_like(weight), torch.inf, 0
+    diagonal, sketched, residual, count = torch.zeros_like(weight), math.inf, math.inf, 0
     factor, sign = omega[:, :rank] * 0, omega[0, :rank] * 0
-    converged = False
-    while count < iterations and not converged:
-        count += 1
+    while count < iterations and residual > tol:
+        count, before = count + 1, sketched
         factor, sign = _truncate(image - diagonal.unsqueeze(1) * omega, omega, rank)
         remainder = image - factor @ (sign.unsqueeze(1) * (factor.T @ omega))
         diagonal = (remainder * omega).sum(1) / weight
-        found = float((remainder - diagonal.unsqueeze(1) * omega).norm()) / norm
-        converged = found <= tol or residual - found <= 1e-6 * tol
-        residual = found
-    return LowRankPlusDiagonal(factor, sign, diagonal, residual, count, converged, operator.space)
+        sketched = _relative(remainder - diagonal.unsqueeze(1) * omega, image)
+        missed = target - factor @ (sign.unsqueeze(1) * (factor.T @ fresh)) - diagonal.unsqueeze(1) * fresh
+        residual = _relative(missed, target)
+        if before - sketched <= 1e-6 * min(tol, sketched):
+            break
+    return LowRankPlusDiagonal(factor, sign, diagonal, residual, count, residual <= tol, operator.space,
+                               width + _FRESH, sketched)
+
+
+def _relative(part: Tensor, whole: Tensor) -> float:
+    return float(part.norm()) / max(float(whole.norm()), torch.finfo(whole.dtype).tiny)
 
 
 def _truncate(residual: Tensor, omega: Tensor, rank: int) -> tuple[Tensor, Tensor]:

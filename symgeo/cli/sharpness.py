@@ -37,7 +37,7 @@ def sharpness(
     *,
     run: Run,
 ) -> Outcome:
-    """The geodesic sharpness of a model, the same in every gauge.
+    """The geodesic sharpness of a model, the same in every basis of heads.
 
     The largest increase of the loss within a distance on the quotient by the symmetries that the model has.
     Each batch has its own worst case; their mean is printed.

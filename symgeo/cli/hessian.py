@@ -73,19 +73,8 @@ def hessian(
     listed = [place(batch, device, dtype) for batch in load_batches(data, batch_size, batches)]
     params = _trainable(model, module)
     found = measure_flatness(
-        _loss(module, params, listed),
-        params,
-        listed,
-        find_symmetry(module),
-        metric.value,
-        top,
-        orbits,
-        threshold,
-        samples,
-        bool(plot),
-        run.seed,
-        progress=not run.quiet,
-        tol=tol,
+        _loss(module, params, listed), params, listed, find_symmetry(module), metric.value, top, orbits, threshold,
+        samples, bool(plot), run.seed, progress=not run.quiet, tol=tol,
     )
     for warning in found.warnings:
         run.say(f"note: {warning}")

@@ -89,8 +89,8 @@ class Recurrence:
 
     While they fit, all vectors are kept, and every new one is orthogonalised against them, twice where that takes much
     of it away, so that no spurious copies of eigenvalues appear.  Beyond that the three-term recurrence goes on alone:
-    copies share the weight of what they are copies of, which quadrature does not mind.  A probe whose Krylov space is exhausted keeps its exact rule:
-    further nodes have weight 0.
+    copies share the weight of what they are copies of, which quadrature does not mind.  A probe whose Krylov space is
+    exhausted keeps its exact rule: further nodes have weight 0.
     """
 
     def __init__(self, operator: Any, start: Tensor):

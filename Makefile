@@ -1,6 +1,7 @@
 PY ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+SIZE ?= small
 
 .PHONY: setup demo figures test lint docs clean
 setup: $(VENV)/.installed
@@ -18,7 +19,7 @@ demo: $(VENV)/.installed
 
 figures: $(VENV)/.installed
 	for script in paper_figs/[!_]*.py; do \
-		OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python $$script --size small --out paper_figs/out/small || exit 1; \
+		OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python $$script --size $(SIZE) --out paper_figs/out/$(SIZE) || exit 1; \
 	done
 
 test: $(VENV)/.installed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,13 @@ SIZES = ("small", "full")
 VARIABLE = "SYMGEO_EXAMPLE_SIZE"  # the size without --size
 
 
-def options(description: str | None, **more: dict[str, Any]) -> argparse.Namespace:
+def options(description: str | None, sizes: Sequence[str] = SIZES, **more: dict[str, Any]) -> argparse.Namespace:
     """``--size`` and ``--out``, and more arguments by name; one thread, and the folder is made."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     size = os.environ.get(VARIABLE, "full")
-    if size not in SIZES:
-        parser.error(f"{VARIABLE} must be one of {', '.join(SIZES)}; found {size!r}")
-    parser.add_argument("--size", choices=SIZES, default=size, help=f"default: {VARIABLE}, or full")
+    if size not in sizes:
+        parser.error(f"{VARIABLE} must be one of {', '.join(sizes)}; found {size!r}")
+    parser.add_argument("--size", choices=sizes, default=size, help=f"default: {VARIABLE}, or full")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "out", help="folder for the results")
     for name, settings in more.items():
         parser.add_argument(f"--{name}", **settings)

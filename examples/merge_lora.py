@@ -12,7 +12,8 @@ are the same functions, so a merge of functions must not move. (In float32 files
 
 ::
 
-    python examples/merge_lora.py [--size small|full] [--out DIR] [--init independent|shared|both] [--seeds N]
+    python examples/merge_lora.py [--size small|medium|full] [--out DIR]
+        [--init independent|shared|both] [--seeds N]
 
 "shared" starts all adapters of a model at the same A, "independent" at different ones. "lifted" is ``rank="sum"``: the
 merge may have the sum of the adapters' ranks, as ``cat`` does. ``--geodesics`` adds the two geodesic means; adapters
@@ -64,6 +65,7 @@ class Size:
 
 SIZES = {
     "small": Size(2, 100, 30, 200, ("independent",)),
+    "medium": Size(2, 300, 150, 600, ("independent",)),
     "full": Size(5, 400, 200, 1197, ("independent", "shared")),
 }
 
@@ -202,14 +204,14 @@ def picture(tables: Mapping[str, Mapping[str, dict[str, Any]]]) -> Figure:
     names = sorted(first, key=lambda name: first[name]["accuracy"])
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 6), sharey=True, layout="constrained")
     for k, (init, table) in enumerate(tables.items()):
-        place = [i + (k - (len(tables) - 1) / 2) * 0.4 for i in range(len(names))]
+        place = [i + (k - (len(tables) - 1) / 2) * 0.3 for i in range(len(names))]
         errors = [table[name]["accuracy standard error"] for name in names]
-        left.barh(place, [table[name]["accuracy"] for name in names], 0.38, xerr=errors, label=f"{init} A")
+        values = [table[name]["accuracy"] for name in names]
+        left.errorbar(values, place, xerr=errors, fmt="o", markersize=4, linewidth=1, label=f"{init} A")
         gauge = [max(table[name].get("gauge", 0.0), 1e-17) for name in names]
         right.plot(gauge, place, "o", markersize=4, label=f"{init} A")
-    lowest = min(line["accuracy"] for table in tables.values() for line in table.values())
-    left.set(yticks=range(len(names)), yticklabels=names, xlim=(lowest - 0.05, None))
-    left.set_xlabel("mean accuracy over the four shifts")
+    left.set(yticks=range(len(names)), yticklabels=names, xlabel="mean accuracy over the four shifts")
+    left.grid(alpha=0.3)
     right.set(xscale="log", xlim=(1e-9, 1e3), xlabel="change of the merge by re-gauging, relative")
     right.grid(alpha=0.3)
     left.legend(frameon=False)
@@ -220,6 +222,7 @@ def main() -> None:
     """Trains, merges, scores, prints and plots."""
     chosen = options(
         __doc__,
+        tuple(SIZES),
         init={"choices": ("independent", "shared", "both"), "help": "start of the adapters' A"},
         seeds={"type": int, "help": "number of repetitions"},
         geodesics={"action": "store_true", "help": "also the geodesic means, which take long to give up"},

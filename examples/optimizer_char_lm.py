@@ -11,7 +11,7 @@ all. One seed, and times as they happen to be: benchmarks/optimizers.py is the c
 
 ::
 
-    python examples/optimizer_char_lm.py [--size small|full] [--out DIR]
+    python examples/optimizer_char_lm.py [--size small|medium|full] [--out DIR]
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import matplotlib.pyplot as plt
 import torch
 from _run import options, save
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
@@ -57,6 +58,7 @@ class Setting:
 
 SETTINGS = {
     "full": Setting(64, 2, 4, 256, 64, 8, 400, 20, 64, (0.5, 1.0, 2.0)),
+    "medium": Setting(32, 2, 2, 128, 32, 8, 150, 10, 32, (1.0,)),
     "small": Setting(16, 1, 2, 32, 16, 4, 12, 3, 8, (1.0,)),
 }
 
@@ -206,13 +208,14 @@ def picture(rows: list[dict[str, Any]], setting: Setting) -> Figure:
         seconds.plot(row["seconds"], row["losses"], **style)
     steps.set(xlabel="steps", ylabel="validation loss, nats per character")
     seconds.set(xlabel="seconds of training, one thread", xscale="log")
+    seconds.xaxis.set_minor_formatter(NullFormatter())
     figure.legend(*steps.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False, fontsize=8)
     return figure
 
 
 def main() -> None:
     """Trains, prints and plots."""
-    chosen = options(__doc__)
+    chosen = options(__doc__, tuple(SETTINGS))
     setting, text = SETTINGS[chosen.size], python_source()
     print(f"{sum(p.numel() for p in network(setting).parameters())} parameters, {setting.steps} steps, one seed")
     print(f"{'':38}{'rate':>9}{'loss':>9}{'ms/step':>9}", flush=True)

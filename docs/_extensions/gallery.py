@@ -1,4 +1,4 @@
-"""Settings of sphinx-gallery: every example runs in its small size, and the pictures it writes become its images."""
+"""Settings of sphinx-gallery: every example runs, in a size of a minute at most; pictures it writes are its images."""
 
 from __future__ import annotations
 
@@ -11,10 +11,17 @@ from sphinx_gallery.scrapers import figure_rst
 HEADER = """Gallery
 =======
 
-Every file of ``examples/`` as it is, run in its small size when these pages were built. Sizes and options are those
-of its ``--help``; the figures quoted elsewhere on these pages are of full sizes.
+Every file of ``examples/`` as it is, run when these pages were built, in the smallest size that shows what it is about.
+Sizes and options are those of its ``--help``; the figures quoted elsewhere on these pages are of full sizes.
 """
 OUT = "out"
+SIZES = {
+    "invariant_flatness": "full",
+    "merge_lora": "medium",
+    "optimizer_char_lm": "medium",
+    "precondition_from_a_group": "full",
+    "study_checkpoints": "medium",
+}  # the others: small
 
 
 def settings(examples: Path, stage: Path) -> dict[str, Any]:
@@ -40,7 +47,8 @@ def settings(examples: Path, stage: Path) -> dict[str, Any]:
 
 def arguments(gallery_conf: dict[str, Any], script_vars: dict[str, Any]) -> list[str]:
     """The command line of every example."""
-    return ["--size", "small", "--out", f"{OUT}/{Path(script_vars['src_file']).stem}"]
+    name = Path(script_vars["src_file"]).stem
+    return ["--size", SIZES.get(name, "small"), "--out", f"{OUT}/{name}"]
 
 
 def written(block: Any, block_vars: dict[str, Any], gallery_conf: dict[str, Any]) -> str:

@@ -78,7 +78,7 @@ def student(count: int) -> float:
     """What the standard error of ``count`` draws is multiplied by, so that twice it is a 95 % interval by Student.
 
     >>> [round(student(n), 2) for n in (2, 5, 16, 100)]
-    [6.98, 1.43, 1.08, 1.01]
+    [6.98, 1.43, 1.09, 1.01]
     """
     from scipy.special import stdtrit
 

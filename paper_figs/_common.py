@@ -3,6 +3,7 @@
 import argparse
 import json
 import platform
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,8 @@ def main(name: str, draw: Draw, description: str, arguments: Sequence[str] | Non
         figure.savefig(picture)
         figure.savefig(picture.with_suffix(".pdf"), metadata={"CreationDate": None})
         plt.close(figure)
-    record = {"figure": name, "size": options.size, "seed": options.seed, "versions": versions()} | numbers
+    settings = {"figure": name, "size": options.size, "seed": options.seed, "versions": versions()}
+    record = settings | {"cpu_seconds": round(time.process_time(), 1)} | numbers
     picture.with_suffix(".json").write_text(json.dumps(record, indent=2) + "\n")
     print(*(picture.with_suffix(suffix) for suffix in (".png", ".pdf", ".json")), sep="\n")
     return picture

@@ -25,6 +25,14 @@ NOTES = [
     "measured. AdamW steps what a method does not take, at one rate for all methods.",
 ]
 
+NAMES = {
+    "adamw": "AdamW", "muon": "torch Muon", "soap": "SOAP", "kl_shampoo": "KL-Shampoo",
+    "shampoo_half": "Shampoo, exponent 1/2", "shampoo_tuned": "grafted Shampoo",
+    "shampoo_quarter": "Shampoo, exponent 1/4", "symo_muon": "SymO, muon, betas .95, 0",
+    "symo_one_sided": "SymO, muon, betas .9, .99, Adam graft",
+    "symo_shampoo": "SymO, shampoo, power 1, Adam graft", "symo_soap": "SymO, SOAP", "symo_kl_soap": "SymO, KL-SOAP",
+}  # those of the tables
+
 
 def recorded() -> dict[str, Any]:
     """The benchmark's file."""
@@ -76,7 +84,7 @@ def draw(size: str, seed: int) -> tuple[Figure, dict[str, Any]]:
         steps = [every * (i + 1) for i in range(len(row["losses"]))]
         style: dict[str, Any] = {"color": f"C{k % 8}", "linestyle": ("-", "--", ":")[k // 8 % 3]}
         low, high = ([a + sign * b for a, b in zip(row["losses"], row["errors"])] for sign in (-1, 1))
-        axes[0].plot(steps, row["losses"], label=name, **style)
+        axes[0].plot(steps, row["losses"], label=NAMES.get(name, name), **style)
         axes[0].fill_between(steps, low, high, color=style["color"], alpha=0.2, linewidth=0)
         axes[1].plot(list(row["tuning"]), list(row["tuning"].values()), "o", markersize=3, **style)
         cost = timing.get("step / step of AdamW", {}).get(name)
@@ -91,9 +99,10 @@ def draw(size: str, seed: int) -> tuple[Figure, dict[str, Any]]:
     if full:
         final = [row["losses"][-1] for row in rows.values()]
         axes[0].set_ylim(min(final) - 0.05, max(final) + 0.8)
-    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
     source = "benchmarks/optimizers.json" if full else "one run of the small size"
     return figure, {"source": source, "setting": record["setting"], "methods": record["notes"],
+                    "names": NAMES,
                     "curves": rows, "notes": NOTES}
 
 

@@ -1,4 +1,4 @@
-"""Eigenvalues and traces of Hessians before and after reparametrization, and along an orbit: Euclidean, invariant.
+"""Eigenvalues and traces of Hessians before and after reparametrization, and along an orbit: Euclidean, covariant.
 
 Left: a net of 31 parameters in other coordinates, at a critical point and at a random one. A metric G goes along as a
 metric does. Compare "The Geometry of Neural Nets' Parameter Spaces Under Reparametrization" (arXiv 2302.07384): at a
@@ -40,7 +40,7 @@ DAMPING = 0.1
 DECAY = 0.01
 OFFSET = 5.0
 OPERATORS = {"Euclidean H": "#555555", "G^-1 H": "#E69F00", "covariant": "#0072B2"}
-ORBIT = {"Euclidean": ("#555555", "s"), "invariant, inv": ("#0072B2", "o"), "invariant, mix": ("#009E73", "D")}
+ORBIT = {"Euclidean": ("#555555", "s"), "covariant, inv": ("#0072B2", "o"), "covariant, mix": ("#009E73", "D")}
 NOTES = [
     f"Loss: squared error plus {DECAY} |theta|^2 / 2, which makes the critical point isolated. G is the Gauss-Newton "
     f"matrix plus {DAMPING} I, which is not constant.",
@@ -50,7 +50,8 @@ NOTES = [
     "eigenvalues compared are the 31 on its range, for the Euclidean Hessian the 31 largest.",
     "Changes are the largest of any eigenvalue, relative to the largest one; 'trace' is that of the trace.",
     "The orbit moves every head by one random matrix of the condition number between query and key, and one between "
-    "value and output; the transformer is not at a critical point.",
+    "value and output; the transformer is not at a critical point. There, covariant is the covariant Hessian on the "
+    "quotient.",
 ]
 
 
@@ -196,7 +197,7 @@ def orbit(size: str, seed: int) -> dict[str, Any]:
         operators: dict[str, HessianOperator] = {"Euclidean": euclidean_hessian(loss, at, [batch])}
         for metric in ("inv", "mix"):
             manifold = ParameterManifold(at, symmetry, metric)
-            operators[f"invariant, {metric}"] = riemannian_hessian(loss, at, [batch], manifold)
+            operators[f"covariant, {metric}"] = riemannian_hessian(loss, at, [batch], manifold)
         values = {kind: op.eigvalsh() for kind, op in operators.items()}
         return {kind: [*reversed(v[-3:].tolist()), float(v.sum())] for kind, v in values.items()}
 

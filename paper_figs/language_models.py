@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from _common import main
-from _correlations import draw_studies, table
+from _correlations import draw_studies, inv_less_adaptive, table
 from _populations import TINY, Reading, language_models, paces
 from matplotlib.figure import Figure
 
@@ -58,6 +58,9 @@ def draw(size: str, seed: int) -> tuple[Figure, dict[str, Any]]:
         "parameters": {"radii": radii, "steps": steps, "scratch": asdict(scratch), "fine-tuned": asdict(tuned)},
         "paper_tau": PAPER,
         "tau": {name: table(found) for name, found in studies.items()},
+        "tau of inv less that of adaptive": {
+            name: inv_less_adaptive(found, "loss gap", seed) for name, found in studies.items()
+        },
         "populations": {name: population.record() for name, population in populations.items()},
         "studies": {name: found.to_dict() for name, found in studies.items()},
         "notes": NOTES,

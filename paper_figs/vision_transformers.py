@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from _common import main
-from _correlations import draw_studies, restricted, table
+from _correlations import draw_studies, inv_less_adaptive, restricted, table
 from _populations import handful, vision_transformers
 from matplotlib.figure import Figure
 
@@ -46,6 +46,9 @@ def draw(size: str, seed: int) -> tuple[Figure, dict[str, Any]]:
         "parameters": {"radii": radii, "steps": steps},
         "paper_tau": PAPER,
         "tau": {name: table(found) for name, found in studies.items()},
+        "tau of inv less that of adaptive": {
+            name: inv_less_adaptive(found, "loss gap", seed) for name, found in studies.items()
+        },
         "population": population.record(),
         "study": studies["all models"].to_dict(),
         "notes": NOTES,

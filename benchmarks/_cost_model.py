@@ -112,11 +112,12 @@ def optimizer(shape: Shape, processes: int, sharded: bool, damping: float = 1e-4
 class Sharpness:
     """One iteration of `in_place_sharpness`, beside the forward and backward pass and what training adds to them.
 
-    flops : of the exponential map of factor pairs and its derivative; received, messages : as for the optimizer;
-    memory : bytes of coordinates, copies and frames on one process
+    flops : of the exponential map of factor pairs and its derivative; moved : bytes that all its operations read and
+    write; received, messages : as for the optimizer; memory : bytes of coordinates, copies and frames on one process
     """
 
     flops: float
+    moved: float
     received: float
     messages: int
     memory: float
@@ -129,11 +130,12 @@ def sharpness(shape: Shape, processes: int, sharded: bool) -> Sharpness:
     share = shape.parameters / parts
     products = 36  # (rows, h) x (h, h) for each row of a pair: map, derivative, projection
     flops = 2 * products * shape.pairs * size / parts
+    moved = 113 * FLOAT * share  # read off a count: coordinates, maps and steps of the search are elementwise
     memory = FLOAT * (7 + 1 + 1) * share + FLOAT * 3 * shape.pairs / parts
     if processes == 1:
-        return Sharpness(flops, 0.0, 0, memory)
+        return Sharpness(flops, moved, 0.0, 0, memory)
     if sharded:
         received = 2 * FLOAT * (1 - 1 / processes) * shape.pairs / processes
-        return Sharpness(flops, received, 3, memory)
+        return Sharpness(flops, moved, received, 3, memory)
     ring = 2 * FLOAT * (1 - 1 / processes) * shape.parameters
-    return Sharpness(flops, ring, math.ceil(FLOAT * shape.parameters / 2**27), memory)
+    return Sharpness(flops, moved, ring, math.ceil(FLOAT * shape.parameters / 2**27), memory)

@@ -59,6 +59,30 @@ def live_bytes(work: Callable[[], object], known: Iterable[Tensor] = ()) -> int:
     return counter.peak
 
 
+class MovedBytes(TorchDispatchMode):
+    """Bytes that operations inside read and write: the sizes of what they take and give, views of it apart."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), keywords: Any = None) -> Any:
+        out = function(*args, **(keywords or {}))
+        taken, given = ([x for x in tree_leaves(tree) if isinstance(x, Tensor)] for tree in ((args, keywords), out))
+        held = {x.untyped_storage().data_ptr() for x in taken}
+        view = not function._schema.is_mutable and all(x.untyped_storage().data_ptr() in held for x in given)
+        if not view:
+            self.total += sum(x.nbytes for x in (*taken, *given))
+        return out
+
+
+def moved_bytes(work: Callable[[], object]) -> int:
+    """The total of `MovedBytes` over one call."""
+    with MovedBytes() as counter:
+        work()
+    return counter.total
+
+
 def resident(field: str) -> float:
     """A size of this process in MiB, by Linux; unlike `ru_maxrss` it starts anew in a child."""
     lines = Path("/proc/self/status").read_text().splitlines()

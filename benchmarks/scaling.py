@@ -10,8 +10,8 @@ All parts are written to the JSON; `scaling.md` explains them:
               beside what `_cost_model.py` says
   operations  floating-point operations of one step, counted by torch, beside the model's
   memory      bytes of the tensors that a sharpness iteration keeps, counted, beside the model's; of the state of SymO
-  seconds     of an optimizer step and of the maps of a sharpness iteration, beside the model's operations at the rate
-              of products of one matrix of the model, measured in the same process
+  seconds     of an optimizer step and of a sharpness iteration beside its passes, and what the model's operations take
+              at the rate of products of one matrix of the model, and its bytes at that of a sum into new memory
   prediction  the model for 7 and 70 billion parameters on 8 and 64 devices
 """
 
@@ -29,6 +29,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ import torch
 import torch.distributed as dist
 from _cost_model import SEVEN, SEVENTY, Shape, optimizer, sharpness
 from _memory import growth as memory_growth
-from _memory import in_child, live_bytes
+from _memory import in_child, live_bytes, moved_bytes
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
@@ -251,16 +252,21 @@ def operations(depth: int) -> dict[str, Any]:
         steps.step()
     with FlopCounterMode(display=False) as passes:
         criterion(model(x), y).backward()
-    symmetry, counts = find_symmetry(model), []
-    for iterations in (6, 7):
+    symmetry, counts, moved = find_symmetry(model), [], []
+    for iterations in (6, 12):  # every few iterations the search looks at its step
+        work = partial(in_place_sharpness, model, [(x, y)], 0.1, symmetry, criterion, steps=iterations)
         with FlopCounterMode(display=False) as found:
-            in_place_sharpness(model, [(x, y)], 0.1, symmetry, criterion, steps=iterations)
+            work()
         counts.append(found.get_total_flops())
+        moved.append(moved_bytes(work))
+    beside = moved_bytes(lambda: criterion(model(x), y).backward())
     says = optimizer(shape, 1, False)
     return {
         "optimizer step": {"counted": counter.get_total_flops(), "predicted": says.flops + says.root_flops},
-        "sharpness iteration": {"counted": counts[1] - counts[0] - passes.get_total_flops(),
+        "sharpness iteration": {"counted": (counts[1] - counts[0]) / 6 - passes.get_total_flops(),
                                 "predicted": sharpness(shape, 1, False).flops},
+        "bytes of a sharpness iteration": {"counted": (moved[1] - moved[0]) / 6 - beside,
+                                           "predicted": sharpness(shape, 1, False).moved},
         "parameters": {"counted": sum(p.numel() for p in model.parameters()), "predicted": shape.parameters},
     }
 
@@ -290,6 +296,7 @@ def times(depth: int, rounds: int) -> dict[str, Any]:
     model, (x, y) = language_model(depth), batch()
     steps, symmetry = SymO(model.named_parameters(), presets.muon(model), lr=1e-3, roots="newton"), find_symmetry(model)
     criterion(model(x), y).backward()
+    whole = torch.randn(sum(p.numel() for p in model.parameters()))
     single, double = torch.randn(WIDTH, HIDDEN), torch.randn(WIDTH, WIDTH, dtype=torch.float64)
 
     def measured(iterations: int) -> Work:
@@ -298,6 +305,7 @@ def times(depth: int, rounds: int) -> dict[str, Any]:
     works: dict[str, Work] = {
         "single": lambda: [single @ single.T for _ in range(20)],
         "double": lambda: [double @ double for _ in range(40)],
+        "sum": lambda: [whole + whole for _ in range(20)],
         "optimizer step": steps.step, "passes": lambda: criterion(model(x), y).backward(),
         "six": measured(6), "twelve": measured(12),
     }
@@ -307,13 +315,15 @@ def times(depth: int, rounds: int) -> dict[str, Any]:
             found[name].append(seconds(work))
     took = {name: statistics.median(values) for name, values in found.items()}
     rates = {"single": 20 * 2 * WIDTH**2 * HIDDEN / took["single"], "double": 40 * 2 * WIDTH**3 / took["double"]}
+    bandwidth = 20 * 3 * whole.nbytes / took["sum"]  # into new memory, as the operations of the search
     says, maps = optimizer(shape_of(depth), 1, False), sharpness(shape_of(depth), 1, False)
     return {
-        "products per second": rates,
+        "operations per second": rates, "bytes per second": bandwidth,
         "optimizer step": {"measured": took["optimizer step"],
                            "predicted": says.flops / rates["single"] + says.root_flops / rates["double"]},
         "sharpness iteration, beside its passes": {
-            "measured": (took["twelve"] - took["six"]) / 6 - took["passes"], "predicted": maps.flops / rates["single"]},
+            "measured": (took["twelve"] - took["six"]) / 6 - took["passes"],
+            "predicted": maps.flops / rates["single"] + maps.moved / bandwidth},
     }
 
 

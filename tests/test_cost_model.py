@@ -86,6 +86,8 @@ def test_the_counts_on_record_are_what_the_model_says() -> None:
     assert len(RECORD["traffic"]) == 8
     found = RECORD["operations"]
     assert found["sharpness iteration"]["counted"] == pytest.approx(sharpness(RECORDED, 1, False).flops, rel=0.01)
+    moved = found["bytes of a sharpness iteration"]
+    assert moved["counted"] == pytest.approx(sharpness(RECORDED, 1, False).moved, rel=0.01)
     says = optimizer(RECORDED, 1, False)
     assert found["optimizer step"]["counted"] == says.flops + says.root_flops
     for row in RECORD["memory"]:

@@ -101,7 +101,8 @@ def _krylov(operator: Any, k: int, which: str, tol: float, maxiter: int | None, 
     """Block Krylov subspaces with thick restarts: Rayleigh and Ritz, enlarged by the residuals of what is wanted.
 
     Two vectors more than are wanted are iterated, so that multiple eigenvalues come with their copies.  Done when the
-    residuals are within ``tol`` of the largest magnitude seen, not of the eigenvalues, which may be 0.
+    residuals are within ``tol`` of the largest magnitude seen, not of the eigenvalues, which may be 0; or within what
+    the products lack of symmetry, where a model computes partly in lower precision.
     """
     size, wide = operator.shape[0], k + 2
     room = min(size, max(2 * wide + 8, min(max(100, 4 * wide), _BASIS // size)))
@@ -112,13 +113,15 @@ def _krylov(operator: Any, k: int, which: str, tol: float, maxiter: int | None, 
     while True:
         basis, images = torch.cat([basis, fresh], 1), torch.cat([images, operator @ fresh], 1)
         used, rounds = used + fresh.shape[1], rounds + 1
-        values, rotation = eigh(basis.T @ images)
+        inner = basis.T @ images
+        values, rotation = eigh(inner)
+        noise = float((inner - inner.T).norm())
         scale = max(scale, float(values.abs().max()))
         wanted, near = _chosen(values, k, which), _chosen(values, min(wide, len(values)), which)
         residual = images @ rotation[:, near] - basis @ (rotation[:, near] * values[near])
         norms = residual.norm(dim=0)
         worst = float(norms[torch.isin(near, wanted)].max())
-        if worst <= tol * scale:
+        if worst <= max(tol * scale, noise):
             return values[wanted], basis @ rotation[:, wanted]
         spent = rounds >= (maxiter or _ROUNDS) or (maxiter is None and size <= EXACT and used >= size)
         if spent or basis.shape[1] >= size:

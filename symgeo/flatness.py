@@ -1,4 +1,4 @@
-"""How flat a minimum is, before and after the symmetry is taken out: Euclidean and invariant Hessians side by side.
+"""How flat a minimum is, before and after the symmetry is taken out: Euclidean and covariant Hessians side by side.
 
 The Euclidean Hessian of one function depends on which of its parameters one happens to hold; the covariant Hessian on
 the quotient does not.  And where the gradient vanishes, every direction in which the symmetry moves the parameters is
@@ -123,7 +123,7 @@ class Flatness:
             notes.append(f"{self.relaxed} of {self.pairs} pairs lack full rank: covariant relaxation")
         if self.zeros:
             notes.append(f"{self.zeros} parameters are exactly zero, where the adaptive metric is infinite: left out "
-                         "of the invariant Hessian")
+                         "of the covariant Hessian")
         if not self.exact:
             notes.append("traces and the number of near-zero eigenvalues are estimates; their errors are those of the "
                          "random vectors and of the quadrature")
@@ -163,9 +163,9 @@ def measure_flatness(
     orbits: int = 1, threshold: float = THRESHOLD, samples: int = 8, density: bool = False, seed: int = 0,
     progress: bool = False, tol: float | None = None,
 ) -> Flatness:
-    """Top eigenvalues, trace and near-zero eigenvalues of the Euclidean and of the invariant Hessian.
+    """Top eigenvalues, trace and near-zero eigenvalues of the Euclidean and of the covariant Hessian.
 
-    The invariant one is :func:`symgeo.hessian.riemannian_hessian` on ``ParameterManifold(params, symmetry, metric)``.
+    The covariant one is :func:`symgeo.hessian.riemannian_hessian` on ``ParameterManifold(params, symmetry, metric)``.
     ``orbits`` random elements of the groups that this manifold quotients move the parameters, and everything is
     measured again.  An eigenvalue is near zero when its magnitude is at most ``threshold`` times the largest.
 
@@ -234,7 +234,7 @@ def _fraction(threshold: float) -> float:
 
 def _check_top(top: int, smaller: HessianOperator) -> None:
     if top > smaller.shape[0]:
-        raise ValueError(f"top must be at most {smaller.shape[0]}, the size of the invariant Hessian; got {top}")
+        raise ValueError(f"top must be at most {smaller.shape[0]}, the size of the covariant Hessian; got {top}")
 
 
 def _spectrum(operator: HessianOperator, settings: _Settings, keep: bool, count: bool) -> Spectrum:

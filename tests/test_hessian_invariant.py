@@ -246,7 +246,8 @@ BAD: dict[str, Any] = {
     "metric: 'w' is not a parameter": kronecker_metric({"w": (None, None)}),
     r"metric: the left factor of '0.weight' must be \(5, 5\); got \(3, 3\)":
         kronecker_metric({"0.weight": (torch.eye(3), None)}),
-    "metric, right factor of '0.bias': singular, 1 of 5": kronecker_metric({"0.bias": (None, torch.diag(torch.tensor([0.0, 1, 1, 1, 1])))}),
+    "metric, right factor of '0.bias': singular, 1 of 5":
+        kronecker_metric({"0.bias": (None, torch.diag(torch.tensor([0.0, 1, 1, 1, 1])))}),
     "got float": lambda p: 1.0,
 }
 

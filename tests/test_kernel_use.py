@@ -30,6 +30,8 @@ ALLOWED: dict[str, dict[str, str]] = {
     "symgeo.curvature.dense.DenseBlock.spectrum": {"svd": "eigenvalues of R R^H from R, which is not squared"},
     "symgeo.curvature.gauge._linear_gauge": {"svd": NOT_SQUARED, "function": NOT_SQUARED},
     "symgeo.hessian.frames._powers": {"function": "two powers from one eigh, of factors that have to be definite"},
+    "symgeo.hessian.spectrum._krylov": {"gram": "Q^T S Q of a basis Q, whose lack of symmetry is looked at"},
+    "symgeo.hessian.spectrum.all_values": {"eigvalsh": "eigenvalues alone, of one matrix of any size"},
     "symgeo.merge.align_stream.half_turn": {"function": "of the complex eigenvectors of a rotation, in NumPy"},
     "symgeo.merge.align_stream.procrustes": {"svd": "the nearest rotation: a determinant of -1 changes a sign"},
     "symgeo.merge.bures._Procrustes.polar": {"svd": "polar factor and nuclear norm from one decomposition"},

@@ -107,8 +107,8 @@ def test_a_step_asks_for_the_backend_that_a_gpu_has(name: str, monkeypatch: pyte
     monkeypatch.setattr(kernels, "get", get)
     found, _ = follow(name)
     root = "polar" if name == "muon" else "power"
-    assert asked[root] == {"triton"} and asked.get("gram", {"batched"}) == {"batched"}
-    assert ("gram" in asked) == (name == "shampoo")
+    assert asked[root] == {"triton"} and asked.get("ema_gram", {"batched"}) == {"batched"}
+    assert ("ema_gram" in asked) == (name == "shampoo")
     assert all(torch.equal(found[key], wanted[key]) for key in wanted)
 
 

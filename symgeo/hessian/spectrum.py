@@ -108,7 +108,7 @@ def _krylov(operator: Any, k: int, which: str, tol: float, maxiter: int | None, 
     room = min(size, max(2 * wide + 8, min(max(100, 4 * wide), _BASIS // size)))
     start = torch.randn(size, wide, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     fresh = torch.linalg.qr(start.to(operator.device, operator.dtype)).Q
-    basis = images = fresh[:, :0]
+    basis, images = fresh[:, :0], fresh[:, :0]
     used, scale, rounds = 0, 0.0, 0
     while True:
         basis, images = torch.cat([basis, fresh], 1), torch.cat([images, operator @ fresh], 1)

@@ -14,7 +14,7 @@ import pytest
 FOLDER = Path(__file__).parent.parent / "paper_figs"
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("[!_]*.py"))
 NO_RECORD = "of which no record is kept"  # what a section says whose full size was not run again
-UNBOUND = {"diagonal_nets", "curvature_against_hessian"}
+UNBOUND: set[str] = set()
 Rows = list[list[str]]
 
 

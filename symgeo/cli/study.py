@@ -58,14 +58,10 @@ def study(
     """
     plot_target(plot)
     from symgeo.batches import load_splits
-    from symgeo.loading import kind_of
     from symgeo.study import Lazy
     from symgeo.study import study as measure
 
-    for checkpoint in checkpoints:
-        kind_of(checkpoint)
-        if checkpoints.count(checkpoint) > 1:
-            raise typer.BadParameter(f"every model once; {checkpoint!r} is given {checkpoints.count(checkpoint)} times")
+    _check_models(checkpoints)
     load_splits(data, batch_size)
     models = [Lazy(name, Load(name, data, batch_size, batches, run)) for name in checkpoints]
     with bar("models", not run.quiet) as advance:
@@ -84,6 +80,15 @@ def study(
 
         plot_tau(found.correlations, plot)
     return Outcome(str(found), found.to_dict(), _failure(found))
+
+
+def _check_models(checkpoints: list[str]) -> None:
+    from symgeo.loading import kind_of
+
+    for checkpoint in checkpoints:
+        kind_of(checkpoint)
+        if checkpoints.count(checkpoint) > 1:
+            raise typer.BadParameter(f"every model once; {checkpoint!r} is given {checkpoints.count(checkpoint)} times")
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,8 @@ class SymO(torch.optim.Optimizer):
 
     A step that raises leaves parameters, momentum, statistics and counters as they were, in every process: gradients
     that are not finite, or whose squares the statistics cannot hold (norms beyond 1e18 in single precision), a closure
-    that raises, or matrices without eigenvalues do so before anything moves.  Only gradients may have changed.
+    that raises, or matrices without eigenvalues do so before anything moves.  Only gradients may have changed.  Not
+    undone is what ends a step from outside, such as memory that runs out between two renewals.
 
     On an accelerator a step does not wait for the device, except for the eigenvalues of roots="eigh" (estimators
     "riccati" and "secant", corrected=True, and powers that "newton" does not find) when they are renewed, and, with

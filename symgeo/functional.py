@@ -25,9 +25,9 @@ _FLAGS, _WRAPPER = ("gradient_checkpointing", "grad_checkpointing"), "Checkpoint
 def recomputable() -> Iterator[None]:
     """A block with one evaluation of a loss, and its backward passes: activation checkpoints are honoured in it.
 
-    One, since what a second one puts into the module would be what the first is computed again with.  A checkpoint computes its part of the model again during the backward pass, with what the module then holds: so
+    A checkpoint computes its part of the model again during the backward pass, with what the module then holds: so
     the parameters that a loss is called with stay in the module until the block ends.  Outside of such a block they
-    are taken out at once.
+    are taken out at once.  In one block all calls of a module must be with the same parameters.
     """
     with ExitStack() as stack:
         token = _OPEN.set(stack)
